@@ -1,0 +1,165 @@
+"""What may be opened as an image: format, size, wholeness and the number of frames, checked before a host sees the
+bytes.
+
+ComfyUI 0.33's own LoadImage encodes half a picture with success and lets a VAE fold the frames of an animation into
+time; here such files are refused. The check decodes the picture once with Pillow and throws the pixels away.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import LatentEncoderError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 178_956_970
+"""The largest picture, in pixels: the size at which Pillow itself takes a file for a decompression bomb."""
+
+MAX_FILE_BYTES = 1 << 30
+"""The largest picture file, in bytes: an uncompressed TIFF or BMP of ``MAX_PIXELS`` fits."""
+
+UPSCALE_METHODS = ("lanczos", "nearest-exact", "bilinear", "area", "bicubic")
+MIN_MEGAPIXELS, MAX_MEGAPIXELS = 0.01, 16.0
+MAX_RESOLUTION_STEPS = 256
+MIN_SIDE = 8
+"""The shortest side, in pixels, of which the usual VAEs make a latent."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_IGNORED_CHUNKS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
+_PILLOW_GLOBALS = threading.Lock()
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """What the check learnt: Pillow's name of the format, and the size as it is shown (EXIF orientation applied)."""
+
+    format: str
+    width: int
+    height: int
+
+
+def check_image(data: bytes) -> PictureInfo:
+    """Decode ``data`` once and say what it is.
+
+    A multi-picture JPEG (MPO, as cameras write it) counts as the JPEG that it begins with.
+
+    Raises:
+        LatentEncoderError: IMAGE_INVALID for what is empty, no picture of ``FORMATS``, cut short, damaged or has more
+            than one frame or page; IMAGE_TOO_LARGE beyond ``MAX_PIXELS``, before the pixels are decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise LatentEncoderError("IMAGE_INVALID", "The picture is empty (0 bytes).", "Copy or upload the file again.")
+    try:
+        with _strict_pillow(), Image.open(io.BytesIO(_without_png_texts(data)), formats=FORMATS) as image:
+            return _decode(image)
+    except LatentEncoderError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large() from error
+    except UnidentifiedImageError as error:
+        raise LatentEncoderError(
+            "IMAGE_INVALID",
+            "The file is not a picture of a known format, or its beginning is damaged.",
+            f"Use one of {', '.join(FORMATS)}.",
+        ) from error
+    except MemoryError as error:
+        raise LatentEncoderError("OUT_OF_MEMORY", "There is not enough memory to decode the picture.") from error
+    except Exception as error:  # Pillow's plugins raise whatever their parsing ran into
+        raise LatentEncoderError("IMAGE_INVALID", f"The picture is damaged or cut short ({error}).") from error
+
+
+def _decode(image: Image.Image) -> PictureInfo:
+    from PIL import ExifTags
+
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(image.width, image.height)
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames != 1:
+        raise LatentEncoderError(
+            "IMAGE_INVALID",
+            f"The {image.format} file has {frames} frames or pages; one picture gives one latent.",
+            "Export the frame that you mean as a picture of its own.",
+        )
+    image.load()
+    turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    width, height = (image.height, image.width) if turned else image.size
+    return PictureInfo("JPEG" if image.format == "MPO" else str(image.format), width, height)
+
+
+def _too_large(width: int = 0, height: int = 0) -> LatentEncoderError:
+    size = f"{width} x {height} pixels" if width else "too many pixels"
+    return LatentEncoderError("IMAGE_TOO_LARGE", f"The picture has {size}; at most {MAX_PIXELS:,} are decoded.")
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Pillow with its own defaults, whatever another pack in this process has set its globals to."""
+    from PIL import Image, ImageFile
+
+    with _PILLOW_GLOBALS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        truncated, limit = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses what is twice as large
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = truncated, limit
+
+
+def _without_png_texts(data: bytes) -> bytes:
+    """A PNG without its text and colour profile chunks: Pillow refuses a picture with over 1 MB of them."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return data
+    kept = [_PNG_SIGNATURE]
+    position = len(_PNG_SIGNATURE)
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        end = position + 12 + length
+        if data[position + 4 : position + 8] not in _PNG_IGNORED_CHUNKS:
+            kept.append(data[position:end])
+        position = end
+    return b"".join(kept)
+
+
+def scaled_size(width: int, height: int, megapixels: float, resolution_steps: int = 1) -> tuple[int, int]:
+    """The size that ComfyUI 0.33's ImageScaleToTotalPixels gives a picture, in pixels; a megapixel is 1024 x 1024.
+
+    Raises:
+        LatentEncoderError: INVALID_REQUEST for megapixels outside 0.01 to 16 or steps outside 1 to 256;
+            SCALING_FAILED for a side of less than 8 pixels, of which no VAE makes a latent.
+    """
+    if not MIN_MEGAPIXELS <= megapixels <= MAX_MEGAPIXELS:
+        raise LatentEncoderError(
+            "INVALID_REQUEST",
+            f"'megapixels' is {megapixels}.",
+            f"Choose a number from {MIN_MEGAPIXELS} to {MAX_MEGAPIXELS:g}.",
+        )
+    if not 1 <= resolution_steps <= MAX_RESOLUTION_STEPS:
+        raise LatentEncoderError(
+            "INVALID_REQUEST",
+            f"'resolution_steps' is {resolution_steps}.",
+            f"Choose a whole number from 1 to {MAX_RESOLUTION_STEPS}.",
+        )
+    factor = math.sqrt(megapixels * 1024 * 1024 / (width * height))
+    scaled = tuple(round(side * factor / resolution_steps) * resolution_steps for side in (width, height))
+    if min(scaled) < MIN_SIDE:
+        raise LatentEncoderError(
+            "SCALING_FAILED",
+            f"{width} x {height} pixels become {scaled[0]} x {scaled[1]}; a side needs at least {MIN_SIDE}.",
+        )
+    return scaled[0], scaled[1]

@@ -1,0 +1,98 @@
+"""The three messages of Latent Encoder: what is asked for, what is answered, and what is known of a latent file.
+
+Importing pydantic models costs 20 to 35 ms, so this module is imported where it is used, not at ComfyUI's start.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+SCHEMA_VERSION: Literal[1] = 1
+DEFAULT_VAE = "qwen_image_vae.safetensors"
+
+FileFormat = Literal["safetensors", "latent", "pt", "npy"]
+UpscaleMethod = Literal["lanczos", "nearest-exact", "bilinear", "area", "bicubic"]
+RequestId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class LatentRecord(BaseModel):
+    """What is known of a latent file; what is not known is None. See ``docs/latent-file.md`` for each field."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    schema_version: int = SCHEMA_VERSION
+    request_id: str | None = None
+    path: str | None = None
+    filename: str | None = None
+    subfolder: str | None = None
+    type: Literal["input", "output", "temp"] | None = None
+    file_format: FileFormat | None = None
+    file_bytes: int | None = None
+    file_sha256: Sha256 | None = None
+    latent_shape: list[int] | list[list[int]] | None = None
+    latent_dtype: str | None = None
+    latent_channels: int | None = None
+    downscale: int | None = None
+    vae_name: str | None = None
+    vae_sha256: Sha256 | None = None
+    image_name: str | None = None
+    image_sha256: Sha256 | None = None
+    original_size: Size | None = None
+    scaled_size: Size | None = None
+    upscale_method: str | None = None
+    megapixels: float | None = None
+    resolution_steps: int | None = None
+    engine: str | None = None
+    engine_version: str | None = None
+    optimized: bool | None = None
+    pack_version: str | None = None
+    created_at: AwareDatetime | None = None
+
+
+class EncodeRequest(BaseModel):
+    """Asks for one picture to be encoded. Unknown fields are an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    request_id: RequestId = Field(default_factory=lambda: uuid4().hex)
+    correlation_id: str | None = None
+    image_path: str = Field(min_length=1)
+    vae_model_name: str = Field(DEFAULT_VAE, min_length=1)
+    upscale_method: UpscaleMethod = "lanczos"
+    megapixels: float = Field(1.0, ge=0.01, le=16, allow_inf_nan=False)
+    resolution_steps: int = Field(1, ge=1, le=256)
+    output_dir: str | None = None
+    file_format: FileFormat = "safetensors"
+    timestamp: AwareDatetime | None = None
+    deadline: AwareDatetime | None = None
+
+
+class EncodeResponse(BaseModel):
+    """Answers one EncodeRequest. ``metadata`` is flat: the LatentRecord's fields and the times."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Literal["success", "error"]
+    request_id: str | None = None
+    correlation_id: str | None = None
+    latent_file_path: str | None = None
+    latent_shape: list[int] | list[list[int]] | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    error_hint: str | None = None
+    retryable: bool | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    timestamp: AwareDatetime = Field(default_factory=_now)

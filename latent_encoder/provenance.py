@@ -1,0 +1,93 @@
+"""Where a latent comes from, as far as a ComfyUI graph says, and whether a VAE can decode it.
+
+A graph is read through ``get_node(id)``, which returns ``{"class_type", "inputs"}``; a link is ``[id, slot]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .errors import LatentEncoderError
+
+GetNode = Callable[[str], Mapping[str, Any]]
+
+
+def describe_chain(get_node: GetNode, samples: Any) -> dict[str, Any]:
+    """The record's fields that a directly linked VAEEncode <- ImageScaleToTotalPixels <- LoadImage tells.
+
+    Args:
+        samples: the link that the latent arrives by. Widgets that are fed by a link, and nodes of another class, tell
+            nothing.
+
+    Returns:
+        some of ``vae_name, image_name, upscale_method, megapixels, resolution_steps``.
+    """
+    encode = _inputs(get_node, samples, "VAEEncode")
+    scale = _inputs(get_node, encode.get("pixels"), "ImageScaleToTotalPixels")
+    load = _inputs(get_node, scale.get("image") if scale else encode.get("pixels"), "LoadImage")
+    told = {key: scale.get(key) for key in ("upscale_method", "megapixels", "resolution_steps")}
+    told |= {"image_name": load.get("image"), "vae_name": vae_name(get_node, encode.get("vae"))}
+    return {key: value for key, value in told.items() if isinstance(value, (str, int, float))}
+
+
+def vae_name(get_node: GetNode, vae: Any) -> str | None:
+    """The file that the VAELoader behind the link ``vae`` names, or None."""
+    name = _inputs(get_node, vae, "VAELoader").get("vae_name")
+    return name if isinstance(name, str) else None
+
+
+def downscale(scaled_size: tuple[int, int], latent_size: tuple[int, int]) -> int | None:
+    """How many pixels of the picture one number of the latent stands for, per side: a power of two.
+
+    Both sizes are (width, height). A VAE crops to a multiple of its factor, so the quotient is a little more than it.
+    """
+    if min(latent_size) < 1:
+        return None
+    ratio = min(pixels / numbers for pixels, numbers in zip(scaled_size, latent_size, strict=True))
+    return 2 ** math.floor(math.log2(ratio)) if ratio >= 1 else None
+
+
+def check_decodable(
+    record: Mapping[str, Any], *, channels: int | None, dimensions: int | None, vae: str | None
+) -> None:
+    """Refuse a latent that a VAE of so many latent channels and dimensions (2: pictures, 3: video) cannot decode.
+
+    Args:
+        record: the latent's LatentRecord as JSON values; nested latents are left to the host.
+        vae: the VAE's name, where it is known.
+
+    Raises:
+        LatentEncoderError: VAE_MISMATCH.
+    """
+    shape = record.get("latent_shape") or []
+    if not shape or isinstance(shape[0], list):
+        return
+    wrong = []
+    if channels is not None and len(shape) > 1 and shape[1] != channels:
+        wrong.append(f"{channels} channels, not {shape[1]}")
+    if dimensions in (2, 3) and len(shape) != dimensions + 2:
+        wrong.append(f"tensors of {dimensions + 2} dimensions, not {len(shape)}")
+    if wrong:
+        maker = record.get("vae_name")
+        made_by = f"was made by the VAE '{maker}'" if maker else "was made by an unknown VAE"
+        given = f"The VAE '{vae}'" if vae else "The VAE that is wired in"
+        hint = f"Wire in '{maker}'." if maker else None
+        raise LatentEncoderError(
+            "VAE_MISMATCH",
+            f"This latent {made_by} and has the shape {shape}. {given} takes {' and '.join(wrong)}.",
+            hint,
+        )
+
+
+def _inputs(get_node: GetNode, link: Any, class_type: str) -> Mapping[str, Any]:
+    """The inputs of the node behind a link, if it is of this class; else nothing."""
+    if not (isinstance(link, (list, tuple)) and len(link) == 2):
+        return {}
+    try:
+        node = get_node(str(link[0]))
+    except Exception:  # the host has an exception class of its own for an unknown id
+        return {}
+    inputs = node.get("inputs", {}) if node.get("class_type") == class_type else {}
+    return inputs if isinstance(inputs, Mapping) else {}
