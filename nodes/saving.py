@@ -1,0 +1,161 @@
+"""What the two saving nodes share: their widgets, and the way from a LATENT to a file with its record."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..latent_encoder.errors import from_os_error
+from ..latent_encoder.latent_file import IF_EXISTS, SavedLatent, check_choice, check_stem, save_latent
+from ..latent_encoder.latent_format import FILE_FORMATS
+from ..latent_encoder.paths import resolve_inside
+from . import comfyui_host
+
+FOLDERS = ("output", "temp")
+DEFAULT_PREFIX = "latent"
+
+LatentRecordType = io.Custom("LATENT_RECORD")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """The saving widgets' values, checked.
+
+    Raises:
+        LatentEncoderError: INVALID_REQUEST or PATH_NOT_ALLOWED.
+    """
+
+    filename_prefix: str
+    file_format: str
+    if_exists: str
+    folder: str
+    preview: bool
+
+    def __post_init__(self) -> None:
+        check_choice("file_format", self.file_format, FILE_FORMATS)
+        check_choice("if_exists", self.if_exists, IF_EXISTS)
+        check_choice("folder", self.folder, FOLDERS)
+        path = resolve_inside(comfyui_host.folder_of_type(self.folder), self.filename_prefix, "filename_prefix")
+        check_stem(path.name, "filename_prefix")
+
+
+def save_inputs() -> list[io.Input]:
+    """The widgets of a saving node."""
+    return [
+        io.String.Input(
+            "filename_prefix",
+            default=DEFAULT_PREFIX,
+            tooltip="The file's name without number and suffix; 'a/b' makes the subfolder 'a'. "
+            "%year%, %month%, %day%, %hour%, %minute%, %second%, %width% and %height% are filled in.",
+        ),
+        io.Combo.Input(
+            "file_format",
+            options=list(FILE_FORMATS),
+            default=FILE_FORMATS[0],
+            tooltip="safetensors: the whole latent with its record. latent: the same bytes, named so that "
+            "ComfyUI's LoadLatent finds it. pt, npy: the bare tensor for PyTorch or numpy.",
+        ),
+        io.Combo.Input(
+            "if_exists",
+            options=list(IF_EXISTS),
+            default=IF_EXISTS[0],
+            tooltip="number: the next free number is added to the name. overwrite: the file of that name is replaced. "
+            "fail: nothing is saved if there is a file of that name.",
+        ),
+        io.Combo.Input(
+            "folder",
+            options=list(FOLDERS),
+            default=FOLDERS[0],
+            tooltip="output: ComfyUI's output folder. temp: its temporary folder, which it empties at its next start.",
+        ),
+        io.Boolean.Input(
+            "preview",
+            default=True,
+            tooltip="Write a small WebP picture beside the file, where the picture behind the latent is known.",
+        ),
+    ]
+
+
+def saved_outputs() -> list[io.Output]:
+    """The outputs of a saving node."""
+    return [
+        io.Latent.Output("latent", display_name="LATENT", tooltip="The latent, unchanged."),
+        LatentRecordType.Output(
+            "record", display_name="LATENT_RECORD", tooltip="What is known of the file: see the help."
+        ),
+        io.String.Output("path", display_name="path", tooltip="The file's absolute path."),
+    ]
+
+
+def save(
+    samples: dict[str, Any],
+    options: SaveOptions,
+    known: dict[str, Any],
+    picture: Any,
+    hidden: Any,
+) -> io.NodeOutput:
+    """Save a LATENT and answer as a saving node does.
+
+    Args:
+        known: the record's fields that the node has found out.
+        picture: the scaled picture, a float tensor (1, height, width, channels) in [0, 1], or None.
+        hidden: the node's hidden inputs ``prompt`` and ``extra_pnginfo``.
+
+    Raises:
+        LatentEncoderError: see ``save_latent``.
+    """
+    from ..latent_encoder.previews import webp_preview
+
+    width, height = known.get("scaled_size") or (0, 0)
+    root = comfyui_host.folder_of_type(options.folder)
+    try:
+        directory, stem, number, subfolder, _ = folder_paths.get_save_image_path(
+            options.filename_prefix, str(root), width, height
+        )
+    except OSError as error:
+        raise from_os_error(error, root) from error
+    record = known | {
+        "request_id": _request_id(hidden.extra_pnginfo),
+        "subfolder": subfolder,
+        "type": options.folder,
+        "engine": "comfyui",
+        "engine_version": comfyui_host.engine_version(),
+    }
+    saved = save_latent(
+        samples,
+        Path(directory),
+        stem,
+        file_format=options.file_format,
+        if_exists=options.if_exists,
+        first_number=number,
+        record=record,
+        metadata=_metadata(hidden),
+        preview=webp_preview(picture) if options.preview and picture is not None else None,
+    )
+    return io.NodeOutput(samples, saved.record, str(saved.path), ui=_ui(saved))
+
+
+def _ui(saved: SavedLatent) -> dict[str, list[dict[str, Any]]]:
+    item = {key: saved.record[key] for key in ("filename", "subfolder", "type")}
+    return {"latents": [item], "latent_record": [saved.record]}
+
+
+def _metadata(hidden: Any) -> dict[str, str]:
+    """The header's ``prompt`` and ``workflow``, as ComfyUI's own SaveLatent writes them."""
+    if comfyui_host.metadata_disabled():
+        return {}
+    metadata = {"prompt": json.dumps(hidden.prompt)} if hidden.prompt is not None else {}
+    return metadata | {key: json.dumps(value) for key, value in (hidden.extra_pnginfo or {}).items()}
+
+
+def _request_id(extra_pnginfo: Any) -> str | None:
+    """The id that a service has sent along as ``extra_data.extra_pnginfo.latent_encoder``."""
+    request = extra_pnginfo.get("latent_encoder") if isinstance(extra_pnginfo, dict) else None
+    request_id = request.get("request_id") if isinstance(request, dict) else None
+    return request_id if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id) else None
