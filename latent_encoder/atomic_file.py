@@ -145,7 +145,7 @@ def sweep(folder: Path) -> int:
 def _create_locked(path: Path) -> int:
     """A new file with its lock held; FileExistsError where the name is taken, or a sweeper has just taken the file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = os.open(path, flags, 0o666)
     try:
         if _try_lock(descriptor) is False or os.fstat(descriptor).st_nlink == 0:
             raise FileExistsError(errno.EEXIST, "swept while it was made", str(path))

@@ -95,6 +95,14 @@ def find_code(text: str) -> str | None:
     return next((code for code in _CODE.findall(text) if code in CATALOGUE), None)
 
 
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise INVALID_REQUEST where ``value`` is none of ``choices``."""
+    if value not in choices:
+        raise LatentEncoderError(
+            "INVALID_REQUEST", f"'{field}' is {value!r}.", f"Choose one of {', '.join(map(repr, choices))}."
+        )
+
+
 def from_os_error(error: OSError, folder: Path) -> LatentEncoderError:
     """The error of the catalogue for a write into ``folder`` that the operating system refused."""
     reason = error.strerror or str(error)

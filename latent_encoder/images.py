@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import LatentEncoderError
+from .errors import LatentEncoderError, check_choice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,25 +136,25 @@ def _without_png_texts(data: bytes) -> bytes:
     return b"".join(kept)
 
 
+def check_recipe(upscale_method: str, megapixels: float, resolution_steps: int) -> None:
+    """Raise INVALID_REQUEST where ImageScaleToTotalPixels does not offer one of these values."""
+    check_choice("upscale_method", upscale_method, UPSCALE_METHODS)
+    ranges: dict[str, tuple[float, float, float]] = {
+        "megapixels": (megapixels, MIN_MEGAPIXELS, MAX_MEGAPIXELS),
+        "resolution_steps": (resolution_steps, 1, MAX_RESOLUTION_STEPS),
+    }
+    for field, (value, least, most) in ranges.items():
+        if not least <= value <= most:  # a NaN is in no range
+            hint = f"Choose a number from {least:g} to {most:g}."
+            raise LatentEncoderError("INVALID_REQUEST", f"'{field}' is {value}.", hint)
+
+
 def scaled_size(width: int, height: int, megapixels: float, resolution_steps: int = 1) -> tuple[int, int]:
     """The size that ComfyUI 0.33's ImageScaleToTotalPixels gives a picture, in pixels; a megapixel is 1024 x 1024.
 
     Raises:
-        LatentEncoderError: INVALID_REQUEST for megapixels outside 0.01 to 16 or steps outside 1 to 256;
-            SCALING_FAILED for a side of less than 8 pixels, of which no VAE makes a latent.
+        LatentEncoderError: SCALING_FAILED for a side of less than 8 pixels, of which no VAE makes a latent.
     """
-    if not MIN_MEGAPIXELS <= megapixels <= MAX_MEGAPIXELS:
-        raise LatentEncoderError(
-            "INVALID_REQUEST",
-            f"'megapixels' is {megapixels}.",
-            f"Choose a number from {MIN_MEGAPIXELS} to {MAX_MEGAPIXELS:g}.",
-        )
-    if not 1 <= resolution_steps <= MAX_RESOLUTION_STEPS:
-        raise LatentEncoderError(
-            "INVALID_REQUEST",
-            f"'resolution_steps' is {resolution_steps}.",
-            f"Choose a whole number from 1 to {MAX_RESOLUTION_STEPS}.",
-        )
     factor = math.sqrt(megapixels * 1024 * 1024 / (width * height))
     scaled = tuple(round(side * factor / resolution_steps) * resolution_steps for side in (width, height))
     if min(scaled) < MIN_SIDE:

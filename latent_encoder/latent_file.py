@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .atomic_file import TemporaryFile, name_lock, sweep, sync_folder
-from .errors import LatentEncoderError, from_os_error
+from .errors import LatentEncoderError, check_choice, from_os_error
 from .latent_format import (
     FILE_FORMATS,
     RECORD,
@@ -71,14 +71,6 @@ class LoadedLatent:
     latent: dict[str, Any]
     record: dict[str, Any]
     verified: bool
-
-
-def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise INVALID_REQUEST where ``value`` is none of ``choices``."""
-    if value not in choices:
-        raise LatentEncoderError(
-            "INVALID_REQUEST", f"'{field}' is {value!r}.", f"Choose one of {', '.join(map(repr, choices))}."
-        )
 
 
 def check_stem(stem: str, field: str) -> None:

@@ -8,7 +8,7 @@ import folder_paths
 
 from ..latent_encoder.checksum import file_sha256
 from ..latent_encoder.errors import LatentEncoderError
-from ..latent_encoder.paths import resolve_inside, split_annotated
+from ..latent_encoder.paths import check_relative, resolve_inside, split_annotated
 
 CATEGORY = "latent encoder"
 
@@ -42,7 +42,7 @@ def resolve_annotated(name: str, field: str) -> tuple[Path, str, str]:
     Raises:
         LatentEncoderError: PATH_NOT_ALLOWED or INVALID_REQUEST.
     """
-    relative, folder_type = split_annotated(name)
+    relative, folder_type = split_annotated(check_relative(name, field))
     root = folder_of_type(folder_type)
     path = resolve_inside(root, relative, field)
     subfolder = path.parent.relative_to(root.resolve()).as_posix()

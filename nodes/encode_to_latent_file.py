@@ -21,9 +21,9 @@ from ..latent_encoder.images import (
     SUFFIXES,
     UPSCALE_METHODS,
     check_image,
+    check_recipe,
     scaled_size,
 )
-from ..latent_encoder.latent_file import check_choice
 from ..latent_encoder.paths import read_regular_file
 from ..latent_encoder.staged_pictures import StagedPictures
 from . import comfyui_host
@@ -90,7 +90,7 @@ class EncodeToLatentFile(io.ComfyNode):
     ) -> io.NodeOutput:
         if not is_link(vae):
             raise LatentEncoderError("INVALID_REQUEST", "'vae' is no link.", "Wire a VAELoader into it.")
-        check_choice("upscale_method", upscale_method, UPSCALE_METHODS)
+        check_recipe(upscale_method, megapixels, resolution_steps)
         options = SaveOptions(filename_prefix, file_format, if_exists, folder, preview)
         scaling = _scaling_inputs(upscale_method, megapixels, resolution_steps)
         staged, picture = _stage(image, megapixels, resolution_steps, cls.hidden.dynprompt)

@@ -9,8 +9,8 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..latent_encoder.errors import from_os_error
-from ..latent_encoder.latent_file import IF_EXISTS, SavedLatent, check_choice, check_stem, save_latent
+from ..latent_encoder.errors import check_choice, from_os_error
+from ..latent_encoder.latent_file import IF_EXISTS, SavedLatent, check_stem, save_latent
 from ..latent_encoder.latent_format import FILE_FORMATS
 from ..latent_encoder.paths import resolve_inside
 from . import comfyui_host
@@ -120,6 +120,7 @@ def save(
         )
     except OSError as error:
         raise from_os_error(error, root) from error
+    resolve_inside(root, subfolder or ".", "filename_prefix")  # what %year% and the like have named may be a link
     record = known | {
         "request_id": _request_id(hidden.extra_pnginfo),
         "subfolder": subfolder,
@@ -150,7 +151,9 @@ def _metadata(hidden: Any) -> dict[str, str]:
     """The header's ``prompt`` and ``workflow``, as ComfyUI's own SaveLatent writes them."""
     if comfyui_host.metadata_disabled():
         return {}
-    metadata = {"prompt": json.dumps(hidden.prompt)} if hidden.prompt is not None else {}
+    # ComfyUI leaves each node's fingerprint in the prompt, and a NaN there is no JSON for anybody but Python.
+    nodes = {key: {k: v for k, v in node.items() if k != "is_changed"} for key, node in (hidden.prompt or {}).items()}
+    metadata = {"prompt": json.dumps(nodes)} if nodes else {}
     return metadata | {key: json.dumps(value) for key, value in (hidden.extra_pnginfo or {}).items()}
 
 
