@@ -1,0 +1,1 @@
+"""What turns a picture into a latent: a ComfyUI server, driven over its public API."""

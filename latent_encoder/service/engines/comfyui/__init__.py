@@ -1,0 +1,1 @@
+"""ComfyUI as the engine: find one (``checkout``), run one (``server``), talk to one (``client``)."""

@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""Encode a picture in a real ComfyUI, decode the latent file back, and say what came of it.
+
+    python tools/demo.py [--image photo.jpg] [--vae name]
+
+Everything that it makes is in ``.demo/``, the base directory of the ComfyUI that it starts; the models are those of the
+ComfyUI that was found. The workflows are ``workflows/api/encode.json`` and ``decode.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image, ImageOps
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # ComfyUI runs in a process of its own and sees nothing of this
+
+from latent_encoder.errors import CATALOGUE, LatentEncoderError, find_code  # noqa: E402
+from latent_encoder.service.engines.comfyui.checkout import find_comfyui  # noqa: E402
+from latent_encoder.service.engines.comfyui.client import ComfyUIClient, PromptRejected  # noqa: E402
+from latent_encoder.service.engines.comfyui.server import ComfyUIServer  # noqa: E402
+
+BASE = ROOT / ".demo"
+MODEL_PATHS = BASE / "model_paths.yaml"
+PACK_PARTS = ("__init__.py", "nodes", "latent_encoder", "web", "locales", "workflows", "pyproject.toml")
+DEFAULT_VAE = "qwen_image_vae.safetensors"
+DEMO_VAE = "demo_vae.safetensors"
+DEMO_VAE_WIDE = "demo_vae_96.safetensors"
+READS_WIDTH = 'dim = sd["decoder.head.0.gamma"].shape[0]'
+
+Prompt = dict[str, dict[str, Any]]
+
+
+def main() -> int:
+    """Run the demo: 0 when it went well, 1 for a failure that it explained, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Encode a picture in ComfyUI and decode it back.")
+    parser.add_argument("--image", type=Path, help="default: a photograph that scikit-image ships")
+    parser.add_argument("--vae", help=f"a name in ComfyUI's models/vae; default: {DEFAULT_VAE}")
+    parser.add_argument("--python", default=sys.executable, help="the Python that runs ComfyUI; default: this one")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _as_keyboard_interrupt)  # so that the server is stopped, too
+    try:
+        demo(options.image, options.vae, options.python)
+    except LatentEncoderError as error:
+        print(f"\n{error.code}: {error.message}\nHint: {error.hint}", file=sys.stderr)
+        return 1
+    except httpx.HTTPStatusError as error:
+        print(f"\nENGINE_UNAVAILABLE: ComfyUI refused a request: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def demo(image: Path | None, vae: str | None, python: str) -> None:
+    """Start ComfyUI, encode, decode, print.
+
+    Raises:
+        LatentEncoderError: any step's failure, with its code.
+    """
+    data, name = read_picture(image)
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise LatentEncoderError("ENGINE_UNAVAILABLE", "No ComfyUI is found.", "Run 'make setup', or set COMFYUI_PATH.")
+    prepare_base(comfyui)
+    arguments = ["--extra-model-paths-config", str(MODEL_PATHS), *device_arguments()]
+    server = ComfyUIServer(comfyui, base_directory=BASE, python=python, arguments=arguments)
+    print(f"Starting ComfyUI ({comfyui}) ...", flush=True)
+    start = time.monotonic()
+    with server, ComfyUIClient(server.url) as client:
+        started = time.monotonic() - start
+        vae = vae or choose_vae(client, comfyui)
+        record, encoded = encode(client, data, name, vae)
+        picture, decoded = decode(client, record, vae)
+    print_results(record, data, picture, {"start ComfyUI": started, "encode": encoded, "decode": decoded})
+
+
+def read_picture(path: Path | None) -> tuple[bytes, str]:
+    """The picture's bytes and name."""
+    if path is None:
+        from skimage.data import astronaut
+
+        buffer = io.BytesIO()
+        Image.fromarray(astronaut()).save(buffer, "PNG")
+        return buffer.getvalue(), "astronaut.png"
+    try:
+        return path.read_bytes(), path.name
+    except FileNotFoundError as error:
+        raise LatentEncoderError("IMAGE_NOT_FOUND", f"There is no picture '{path}'.", "Check its name.") from error
+    except OSError as error:
+        raise LatentEncoderError("IMAGE_INVALID", f"'{path}' cannot be read: {error.strerror}.") from error
+
+
+def prepare_base(comfyui: Path) -> None:
+    """Make ComfyUI's base directory, with this pack in its custom_nodes and the way to the models."""
+    pack = BASE / "custom_nodes" / "latent-encoder"
+    pack.parent.mkdir(parents=True, exist_ok=True)
+    if pack.is_symlink():
+        pack.unlink()
+    elif pack.exists():
+        shutil.rmtree(pack)
+    try:
+        pack.symlink_to(ROOT, target_is_directory=True)
+    except OSError:  # Windows without the right to make links
+        copy_pack(pack)
+    # JSON is YAML, and quotes any path.
+    paths = {"base_path": str(comfyui), "vae": "models/vae", "vae_approx": "models/vae_approx"}
+    MODEL_PATHS.write_text(json.dumps({"found_comfyui": paths}), encoding="utf-8")
+
+
+def copy_pack(target: Path) -> None:
+    """Copy what the nodes need."""
+    target.mkdir()
+    for source in (ROOT / name for name in PACK_PARTS):
+        if source.is_dir():
+            shutil.copytree(source, target / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy2(source, target)
+
+
+def device_arguments() -> list[str]:
+    """``--cpu`` where torch finds nothing faster."""
+    import torch
+
+    return [] if torch.cuda.is_available() or torch.backends.mps.is_available() else ["--cpu"]
+
+
+def choose_vae(client: ComfyUIClient, comfyui: Path) -> str:
+    """The Qwen-Image VAE; where ComfyUI does not have it, the demo VAE in the width that this ComfyUI reads."""
+    names = client.object_info("VAELoader")["VAELoader"]["input"]["required"]["vae_name"][0]
+    if DEFAULT_VAE in names:
+        return DEFAULT_VAE
+    reads_width = READS_WIDTH in (comfyui / "comfy" / "sd.py").read_text(encoding="utf-8")
+    demo_vae = DEMO_VAE if reads_width else DEMO_VAE_WIDE
+    if demo_vae not in names:
+        reason = f"ComfyUI has neither {DEFAULT_VAE} nor {demo_vae} in models/vae."
+        raise LatentEncoderError("VAE_MODEL_NOT_FOUND", reason, "Run 'make setup'.")
+    print(f"{DEFAULT_VAE} is not there ('make setup' fetches it); using the small {demo_vae}.", flush=True)
+    return demo_vae
+
+
+def encode(client: ComfyUIClient, data: bytes, name: str, vae: str) -> tuple[dict[str, Any], float]:
+    """Run ``encode.json`` on the picture; returns the latent file's record and the seconds."""
+    print(f"Encoding {name} with {vae} ...", flush=True)
+    uploaded = client.upload_image(data, name)
+    prompt = workflow("encode", VAELoader={"vae_name": vae}, EncodeToLatentFile={"image": uploaded["name"]})
+    start = time.monotonic()
+    outputs = run(client, prompt)
+    return next(output["latent_record"][0] for output in outputs if "latent_record" in output), time.monotonic() - start
+
+
+def decode(client: ComfyUIClient, record: dict[str, Any], vae: str) -> tuple[dict[str, str], float]:
+    """Run ``decode.json`` on the latent file; returns ComfyUI's name of the picture and the seconds."""
+    print("Decoding the latent file ...", flush=True)
+    name = "/".join(filter(None, (record["subfolder"], record["filename"])))
+    latent = {"latent_file": f"{name} [{record['type']}]"}
+    start = time.monotonic()
+    outputs = run(client, workflow("decode", VAELoader={"vae_name": vae}, LoadLatentFromDisk=latent))
+    return next(output["images"][0] for output in outputs if "images" in output), time.monotonic() - start
+
+
+def workflow(name: str, **inputs: dict[str, Any]) -> Prompt:
+    """A prompt of ``workflows/api`` with the given inputs set, by the node's class."""
+    prompt: Prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in prompt.values():
+        node["inputs"].update(inputs.get(node["class_type"], {}))
+    return prompt
+
+
+def run(client: ComfyUIClient, prompt: Prompt) -> list[dict[str, Any]]:
+    """What the nodes of a prompt have put out.
+
+    Raises:
+        LatentEncoderError: the code that our node gave, or the one that fits what ComfyUI says.
+    """
+    try:
+        entry = client.run(prompt, timeout=1800)
+    except PromptRejected as rejected:
+        raise from_rejection(rejected) from rejected
+    for event, message in entry["status"]["messages"]:
+        if event == "execution_error":
+            raise from_failure(str(message["exception_message"]), str(message["node_type"]))
+    if entry["status"]["status_str"] != "success":
+        raise LatentEncoderError("INTERRUPTED", "Somebody interrupted the prompt.")
+    return list(entry["outputs"].values())
+
+
+def from_rejection(rejected: PromptRejected) -> LatentEncoderError:
+    """ComfyUI's refusal as an error of the catalogue."""
+    loader = [entry for entry in rejected.node_errors.values() if entry.get("class_type") == "VAELoader"]
+    if loader:
+        name = loader[0]["errors"][0]["extra_info"].get("received_value")
+        return LatentEncoderError("VAE_MODEL_NOT_FOUND", f"ComfyUI has no VAE '{name}' in models/vae.")
+    code = "INVALID_REQUEST" if rejected.node_errors else "NODES_MISSING"
+    return LatentEncoderError(code, str(rejected))
+
+
+def from_failure(text: str, node: str) -> LatentEncoderError:
+    """A node's failure as an error of the catalogue; its text is ``[CODE] message``, a newline, the hint."""
+    code = find_code(text)
+    if code is None:
+        return LatentEncoderError("VAE_MODEL_INVALID" if node == "VAELoader" else "ENCODING_FAILED", text.strip())
+    message, _, hint = text.partition(f"[{code}]")[2].strip().partition("\n")
+    return LatentEncoderError(code, message, hint or CATALOGUE[code].hint)
+
+
+def print_results(record: dict[str, Any], original: bytes, picture: dict[str, str], seconds: dict[str, float]) -> None:
+    """The record, the files, the quality of the round trip, the times."""
+    decoded = BASE / picture["type"] / picture["subfolder"] / picture["filename"]
+    print("\nRecord:")
+    for key, value in record.items():
+        print(f"  {key}: {json.dumps(value)}")
+    print(f"\nLatent file:  {record['path']} ({record['file_bytes']:,} bytes)")
+    print(f"Decoded:      {decoded}")
+    print(
+        f"Round trip:   {psnr(original, decoded, tuple(record['scaled_size'])):.1f} dB PSNR against the scaled picture"
+    )
+    print(f"Time:         {', '.join(f'{step} {spent:.1f} s' for step, spent in seconds.items())}")
+
+
+def psnr(original: bytes, decoded: Path, scaled_size: tuple[int, int]) -> float:
+    """Peak signal-to-noise ratio in dB between the picture as it was scaled and what came back.
+
+    Scales as ComfyUI's ``lanczos`` does (Pillow, 8 bit), then cuts the middle out as VAEEncode does, whose sides are
+    multiples of 8.
+    """
+    with Image.open(io.BytesIO(original)) as opened, Image.open(decoded) as result:
+        scaled = ImageOps.exif_transpose(opened).convert("RGB").resize(scaled_size, Image.Resampling.LANCZOS)
+        width, height = result.size
+        left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
+        expected = np.asarray(scaled.crop((left, top, left + width, top + height)), dtype=np.float64)
+        actual = np.asarray(result.convert("RGB"), dtype=np.float64)
+    error = float(np.mean((expected - actual) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255.0**2 / error))
+
+
+def _as_keyboard_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
