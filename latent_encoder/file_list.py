@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Collection, Iterator
@@ -65,9 +66,10 @@ def _read_folder(path: str) -> _Folder:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                subfolders.append(entry.name)
-            elif entry.is_file(follow_symlinks=False):
-                files.append((entry.name, entry.stat(follow_symlinks=False).st_mtime_ns))
+            with contextlib.suppress(FileNotFoundError):  # gone since the folder was opened
+                if entry.is_dir(follow_symlinks=False):
+                    subfolders.append(entry.name)
+                elif entry.is_file(follow_symlinks=False):
+                    files.append((entry.name, entry.stat(follow_symlinks=False).st_mtime_ns))
     folder = _known[path] = _Folder(mtime_ns, read_ns, files, sorted(subfolders))
     return folder

@@ -12,7 +12,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -35,7 +36,7 @@ from .latent_format import (
     parse,
     safetensors_content,
 )
-from .paths import MAX_PART_BYTES, read_regular_file
+from .paths import MAX_PART_BYTES, check_relative, read_regular_file
 
 if TYPE_CHECKING:
     from .models import LatentRecord
@@ -44,6 +45,7 @@ IF_EXISTS = ("number", "overwrite", "fail")
 SIDECAR_SUFFIX = ".json"
 PREVIEW_SUFFIX = ".webp"
 MAX_FILE_BYTES = 1 << 34
+THREAD_BYTES = 1 << 20  # below it, starting a thread costs more than the checksum
 
 _NOT_IN_HEADER = {"path", "filename", "subfolder", "type", "file_bytes", "file_sha256"}
 
@@ -74,8 +76,9 @@ class LoadedLatent:
 
 
 def check_stem(stem: str, field: str) -> None:
-    """Raise INVALID_REQUEST for an empty or a hidden name; our temporary files are hidden ones."""
-    if not stem.strip() or stem.startswith("."):
+    """Raise INVALID_REQUEST or PATH_NOT_ALLOWED for no plain name, or a hidden one: our temporary files are hidden."""
+    check_relative(stem, field)
+    if "/" in stem or stem.startswith("."):
         raise LatentEncoderError(
             "INVALID_REQUEST", f"'{field}' names no file, or a hidden one.", "Give it a file name."
         )
@@ -116,7 +119,8 @@ def save_latent(
     check_choice("if_exists", if_exists, IF_EXISTS)
     check_stem(stem, "stem")
     made = {"pack_version": __version__, "created_at": datetime.now(timezone.utc)}
-    full_record = LatentRecord.model_validate(made | (record or {}) | _facts_of(latent) | {"file_format": file_format})
+    told = {key: _text(value) if isinstance(value, str) else value for key, value in (record or {}).items()}
+    full_record = LatentRecord.model_validate(made | told | _facts_of(latent) | {"file_format": file_format})
     content: SafetensorsContent | bytes
     if file_format in ("pt", "npy"):
         content = bare_tensor_content(latent, file_format)
@@ -156,22 +160,20 @@ def load_latent(path: Path, *, nested: Nested | None = None) -> LoadedLatent:
     if file_format not in FILE_FORMATS:
         hint = f"Choose a file that ends in {', '.join('.' + name for name in FILE_FORMATS)}."
         raise LatentEncoderError("FORMAT_UNSUPPORTED", f"'{path.name}' is no latent file by its name.", hint)
-    data = read_regular_file(
-        path, not_found="LATENT_NOT_FOUND", invalid="LATENT_INVALID", too_large="LATENT_INVALID", limit=MAX_FILE_BYTES
-    )
-    sidecar = _read_sidecar(path)
-    digest = hashlib.sha256(data).hexdigest()
-    verified = sidecar is not None and sidecar.file_sha256 is not None
-    if sidecar is not None and verified and sidecar.file_sha256 != digest:
-        raise _damaged(path, "its checksum is not the one in its sidecar")
+    data, digest, sidecar = _read_with_sidecar(path)
     latent, metadata = parse(data, file_format, nested)
     expected = metadata.get(TENSOR_SHA256)
     if expected is not None and hashlib.sha256(data_section(data)).hexdigest() != expected:
         raise _damaged(path, "its tensors' checksum is not the one in its header")
     record = sidecar or _header_record(metadata)
-    placed = {"path": str(path.absolute()), "filename": path.name, "file_sha256": digest, "file_bytes": len(data)}
+    placed = {
+        "path": _text(str(path.absolute())),
+        "filename": _text(path.name),
+        "file_sha256": digest,
+        "file_bytes": len(data),
+    }
     known = record.model_dump() | _facts_of(latent) | placed | {"file_format": file_format}
-    return LoadedLatent(latent, type(record).model_validate(known).model_dump(mode="json"), verified)
+    return LoadedLatent(latent, type(record).model_validate(known).model_dump(mode="json"), sidecar is not None)
 
 
 def _facts_of(latent: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +194,12 @@ def _facts_of(latent: dict[str, Any]) -> dict[str, Any]:
 
 
 def _header_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
-    return {key: value for key, value in (metadata or {}).items() if key not in RESERVED_METADATA}
+    return {_text(key): _text(value) for key, value in (metadata or {}).items() if key not in RESERVED_METADATA}
+
+
+def _text(value: str) -> str:
+    """``value`` with a question mark for what UTF-8 cannot write, such as bytes of a Linux file name."""
+    return value.encode("utf-8", "replace").decode()
 
 
 def _candidate_names(stem: str, file_format: str, if_exists: str, first_number: int) -> Iterator[str]:
@@ -205,29 +212,36 @@ def _candidate_names(stem: str, file_format: str, if_exists: str, first_number: 
 
 
 def _write(file: TemporaryFile, content: SafetensorsContent | bytes) -> tuple[str, int]:
-    """Write and sync the content; the checksums are taken on a second thread meanwhile.
+    """Write and sync the content; the checksums of a large one are taken on a second thread meanwhile.
 
     Returns:
         the file's sha256 and its size in bytes.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
+
+        def start_digest(parts: list[bytes | memoryview]) -> Callable[[], str]:
+            if sum(map(len, parts)) >= THREAD_BYTES:
+                return pool.submit(_sha256, parts).result
+            digest = _sha256(parts)
+            return lambda: digest
+
         if isinstance(content, bytes):
             parts: list[bytes | memoryview] = [content]
-            digest = pool.submit(_sha256, parts)
+            digest = start_digest(parts)
             file.write(content)
         else:
             # The header holds the tensors' checksum, so the data goes to its place first.
-            tensor_digest = pool.submit(_sha256, content.buffers)
+            tensor_digest = start_digest([*content.buffers])
             os.lseek(file.descriptor, len(content.header("0" * 64)), os.SEEK_SET)
             for buffer in content.buffers:
                 file.write(buffer)
-            header = content.header(tensor_digest.result())
+            header = content.header(tensor_digest())
             parts = [header, *content.buffers]
-            digest = pool.submit(_sha256, parts)
+            digest = start_digest(parts)
             os.lseek(file.descriptor, 0, os.SEEK_SET)
             file.write(header)
         os.fsync(file.descriptor)
-        return digest.result(), sum(map(len, parts))
+        return digest(), sum(map(len, parts))
 
 
 def _sha256(parts: Iterable[bytes | memoryview]) -> str:
@@ -242,7 +256,7 @@ def _place(file: TemporaryFile, final: Path, record: LatentRecord, preview: byte
 
     Neither the sidecar nor the preview is synced: a power cut may lose them, and a file without a sidecar is whole.
     """
-    record.path, record.filename = str(final.absolute()), final.name
+    record.path, record.filename = _text(str(final.absolute())), final.name
     beside = {final.with_name(final.name + PREVIEW_SUFFIX): preview}
     beside[final.with_name(final.name + SIDECAR_SUFFIX)] = record.model_dump_json(indent=2).encode()
     with contextlib.ExitStack() as stack:
@@ -264,18 +278,52 @@ def _place(file: TemporaryFile, final: Path, record: LatentRecord, preview: byte
     return True
 
 
+def _read_with_sidecar(path: Path) -> tuple[bytes, str, LatentRecord | None]:
+    """The file's bytes, their sha256, and the record in its sidecar, which fits them.
+
+    A writer may replace the two between our two looks: only what does not fit twice is damaged.
+    """
+    before = None
+    while True:
+        data = read_regular_file(
+            path,
+            not_found="LATENT_NOT_FOUND",
+            invalid="LATENT_INVALID",
+            too_large="LATENT_INVALID",
+            limit=MAX_FILE_BYTES,
+        )
+        sidecar = _read_sidecar(path)
+        digest = hashlib.sha256(data).hexdigest()
+        if sidecar is None or sidecar.file_sha256 == digest:
+            return data, digest, sidecar
+        if before == (digest, sidecar):
+            raise _damaged(path, "its checksum is not the one in its sidecar")
+        before = (digest, sidecar)
+        time.sleep(0.02)
+
+
 def _read_sidecar(path: Path) -> LatentRecord | None:
     """The record beside the file; None where there is none, or not one of ours."""
     from .models import LatentRecord
 
     sidecar = path.with_name(path.name + SIDECAR_SUFFIX)
+    if not os.path.lexists(sidecar):
+        return None
     try:
-        return LatentRecord.model_validate(json.loads(sidecar.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        logger.warning("Latent Encoder: %s is no readable sidecar; the latent beside it is unverified.", sidecar.name)
-        return None
+        data = read_regular_file(
+            sidecar, not_found="LATENT_NOT_FOUND", invalid="LATENT_INVALID", too_large="LATENT_INVALID", limit=1 << 24
+        )
+        record = LatentRecord.model_validate(json.loads(data))
+    except LatentEncoderError as error:
+        reason = error.message
+    except (ValueError, RecursionError):
+        reason = "it is no record"
+    else:
+        if record.file_sha256:
+            return record
+        reason = "it holds no checksum"
+    logger.warning("Latent Encoder: %s is ignored (%s); the latent beside it is unverified.", sidecar.name, reason)
+    return None
 
 
 def _header_record(metadata: dict[str, str]) -> LatentRecord:
@@ -283,7 +331,7 @@ def _header_record(metadata: dict[str, str]) -> LatentRecord:
 
     try:
         return LatentRecord.model_validate(json.loads(metadata.get(RECORD, "{}")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LatentEncoderError("LATENT_INVALID", f"The header's '{RECORD}' is damaged.") from error
 
 

@@ -28,6 +28,7 @@ RECORD = "latent_record"
 TENSOR_SHA256 = "tensor_sha256"
 RESERVED_METADATA = {STRUCTURE, RECORD, TENSOR_SHA256}
 
+MAX_HEADER_BYTES = 100_000_000  # what the safetensors library reads
 SD_SCALE = 0.18215  # the factor in ComfyUI's first .latent files, which have no version tensor
 
 Nested = Callable[[list["torch.Tensor"]], Any]
@@ -69,8 +70,8 @@ def safetensors_content(latent: dict[str, Any], metadata: dict[str, str]) -> Saf
     position = 0
     names = {dtype: name for name, dtype in _safetensors_dtypes().items()}
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # keeps each one aligned
-        if tensor.dtype not in names or tensor.layout != _strided():
-            raise _unsupported("safetensors", f"'{name}' is {tensor.layout}, {tensor.dtype}")
+        if tensor.dtype not in names:
+            raise _unsupported("safetensors", f"'{name}' is {tensor.dtype}")
         buffer = _bytes_of(tensor)
         entries[name] = {
             "dtype": names[tensor.dtype],
@@ -79,7 +80,10 @@ def safetensors_content(latent: dict[str, Any], metadata: dict[str, str]) -> Saf
         }
         buffers.append(buffer)
         position += len(buffer)
-    return SafetensorsContent(metadata | {STRUCTURE: json.dumps(structure)}, entries, buffers)
+    content = SafetensorsContent(metadata | {STRUCTURE: json.dumps(structure)}, entries, buffers)
+    if len(content.header("0" * 64)) > MAX_HEADER_BYTES:
+        raise _unsupported("safetensors", f"its header would have more than {MAX_HEADER_BYTES:,} bytes")
+    return content
 
 
 def bare_tensor_content(latent: dict[str, Any], file_format: str) -> bytes:
@@ -97,7 +101,7 @@ def bare_tensor_content(latent: dict[str, Any], file_format: str) -> bytes:
         raise _unsupported(file_format, f"it holds one tensor; this latent also has {', '.join(others)}")
     if not isinstance(samples, torch.Tensor) or samples.is_nested:
         raise _unsupported(file_format, f"'samples' is {_describe(samples)}")
-    samples = samples.detach().cpu().contiguous()
+    samples = _on_cpu(samples, "samples", file_format).contiguous()
     buffer = io.BytesIO()
     if file_format == "pt":
         if samples.untyped_storage().nbytes() != samples.nbytes:
@@ -140,12 +144,12 @@ def _flatten(latent: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
     def add(name: str, tensor: torch.Tensor) -> str:
         while name in tensors:
             name += "_"
-        tensors[name] = tensor.detach().cpu()
+        tensors[name] = _on_cpu(tensor, name, "safetensors")
         return name
 
     for key, value in latent.items():
         name = TENSOR if key == "samples" else f"latent.{key}"
-        if not isinstance(key, str):
+        if not isinstance(key, str) or not is_text(key):
             raise _unsupported("safetensors", f"the key {key!r} is no text")
         if isinstance(value, torch.Tensor) and not value.is_nested:
             structure[key] = {"tensor": add(name, value)}
@@ -158,19 +162,41 @@ def _flatten(latent: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
     return tensors, structure
 
 
+def is_text(value: str) -> bool:
+    """Whether ``value`` can be written as UTF-8: a file name of other bytes, as Linux allows it, cannot."""
+    return value.encode("utf-8", "replace").decode() == value
+
+
+def _on_cpu(tensor: torch.Tensor, name: str, file_format: str) -> torch.Tensor:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise _unsupported(file_format, f"'{name}' is a tensor of {tensor.layout} on the device '{tensor.device}'")
+    return tensor.detach().cpu().resolve_conj().resolve_neg()
+
+
 def _is_json(value: Any) -> bool:
     """Whether ``value`` comes back from JSON as it was (a tuple would not, nor a NaN or a key that is a number)."""
+    try:
+        json.dumps(value)  # an endless list, a number of 5,000 digits
+        return _has_json_types(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _has_json_types(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(type(key) is str for key in value) and all(map(_is_json, value.values()))
+        return all(type(key) is str for key in value) and all(map(_has_json_types, value.values()))
     if type(value) is list:
-        return all(map(_is_json, value))
+        return all(map(_has_json_types, value))
     return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     import torch
 
-    flat = tensor.contiguous().reshape(-1)
+    dense = tensor.contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # one number sliced out of many keeps its old stride
     return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
@@ -180,7 +206,7 @@ def _parse_safetensors(data: bytes, nested: Nested | None) -> tuple[dict[str, An
     try:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
-        metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     except Exception as error:  # safetensors raises its own type, KeyError for an unknown dtype, and others
         raise LatentEncoderError("LATENT_INVALID", f"The file is no whole safetensors file ({error}).") from error
     if STRUCTURE in metadata:
@@ -198,7 +224,8 @@ def _parse_safetensors(data: bytes, nested: Nested | None) -> tuple[dict[str, An
 def _rebuild(tensors: dict[str, torch.Tensor], structure: str, nested: Nested | None) -> dict[str, Any]:
     latent: dict[str, Any] = {}
     try:
-        for key, entry in json.loads(structure).items():
+        entries = json.loads(structure)
+        for key, entry in entries.items():
             if "tensor" in entry:
                 latent[key] = tensors[entry["tensor"]]
             elif "nested" not in entry:
@@ -211,8 +238,9 @@ def _rebuild(tensors: dict[str, torch.Tensor], structure: str, nested: Nested | 
                 )
             else:
                 latent[key] = nested([tensors[name] for name in entry["nested"]])
-        latent["samples"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if not (entries["samples"].get("tensor") or entries["samples"].get("nested")):
+            raise TypeError("'samples' is no tensor")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise LatentEncoderError("LATENT_INVALID", f"The header's '{STRUCTURE}' does not fit ({error!r}).") from error
     return latent
 
@@ -248,8 +276,8 @@ def _parse_npy(data: bytes) -> torch.Tensor:
 def _tensor(value: Any) -> torch.Tensor:
     import torch
 
-    if not isinstance(value, torch.Tensor):
-        raise LatentEncoderError("LATENT_INVALID", f"The file holds {_describe(value)}, not a tensor.")
+    if not isinstance(value, torch.Tensor) or value.is_nested or value.layout != torch.strided or value.is_meta:
+        raise LatentEncoderError("LATENT_INVALID", f"The file holds {_describe(value)}, not a tensor of plain numbers.")
     return value
 
 
@@ -265,12 +293,6 @@ def _safetensors_dtypes() -> dict[str, torch.dtype]:
         "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     }  # fmt: skip
     return {name: getattr(torch, dtype) for name, dtype in names.items() if hasattr(torch, dtype)}
-
-
-def _strided() -> torch.layout:
-    import torch
-
-    return torch.strided
 
 
 def _describe(value: Any) -> str:

@@ -5,11 +5,12 @@ Importing pydantic models costs 20 to 35 ms, so this module is imported where it
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StringConstraints
 
 SCHEMA_VERSION: Literal[1] = 1
 DEFAULT_VAE = "qwen_image_vae.safetensors"
@@ -20,6 +21,17 @@ RequestId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Size = tuple[int, int]
 """Width and height in pixels."""
+
+
+def _text_with_date(value: Any) -> Any:
+    """Pydantic would also take a number for seconds since 1970."""
+    if isinstance(value, (int, float)) or (isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d[Tt ]", value)):
+        raise ValueError("not a date and time as RFC 3339 writes it")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_text_with_date)]
+"""A date and time with its zone: ``2026-01-02T03:04:05Z``."""
 
 
 def _now() -> datetime:
@@ -51,13 +63,13 @@ class LatentRecord(BaseModel):
     original_size: Size | None = None
     scaled_size: Size | None = None
     upscale_method: str | None = None
-    megapixels: float | None = None
+    megapixels: FiniteFloat | None = None
     resolution_steps: int | None = None
     engine: str | None = None
     engine_version: str | None = None
     optimized: bool | None = None
     pack_version: str | None = None
-    created_at: AwareDatetime | None = None
+    created_at: Time | None = None
 
 
 class EncodeRequest(BaseModel):
@@ -71,12 +83,12 @@ class EncodeRequest(BaseModel):
     image_path: str = Field(min_length=1)
     vae_model_name: str = Field(DEFAULT_VAE, min_length=1)
     upscale_method: UpscaleMethod = "lanczos"
-    megapixels: float = Field(1.0, ge=0.01, le=16, allow_inf_nan=False)
+    megapixels: float = Field(1.0, ge=0.01, le=16)
     resolution_steps: int = Field(1, ge=1, le=256)
     output_dir: str | None = None
     file_format: FileFormat = "safetensors"
-    timestamp: AwareDatetime | None = None
-    deadline: AwareDatetime | None = None
+    timestamp: Time | None = None
+    deadline: Time | None = None
 
 
 class EncodeResponse(BaseModel):
@@ -95,4 +107,4 @@ class EncodeResponse(BaseModel):
     error_hint: str | None = None
     retryable: bool | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
-    timestamp: AwareDatetime = Field(default_factory=_now)
+    timestamp: Time = Field(default_factory=_now)

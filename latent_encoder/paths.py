@@ -94,7 +94,7 @@ def read_regular_file(path: Path, *, not_found: str, invalid: str, too_large: st
         raise LatentEncoderError(not_found, f"There is no file '{path.name}'.") from error
     except OSError as error:
         raise LatentEncoderError(invalid, f"'{path.name}' cannot be opened ({error.strerror}).") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise LatentEncoderError(invalid, f"'{path.name}' is not a regular file.")
@@ -102,4 +102,11 @@ def read_regular_file(path: Path, *, not_found: str, invalid: str, too_large: st
             raise LatentEncoderError(
                 too_large, f"'{path.name}' has {status.st_size:,} bytes; at most {limit:,} are read."
             )
-        return file.read(limit)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    except MemoryError as error:
+        raise LatentEncoderError("OUT_OF_MEMORY", f"There is not enough memory to read '{path.name}'.") from error
+    except OSError as error:
+        raise LatentEncoderError(invalid, f"'{path.name}' cannot be read ({error.strerror}).") from error
+    finally:
+        os.close(descriptor)

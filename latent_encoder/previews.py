@@ -27,5 +27,5 @@ def webp_preview(picture: torch.Tensor) -> bytes:
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     small = torch.nn.functional.interpolate(pixels, size=size, mode="area")[0].movedim(0, -1)
     data = io.BytesIO()
-    Image.fromarray((small.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(data, "WEBP", quality=80)
+    Image.fromarray((small.clamp(0, 1) * 255).round().to(torch.uint8).numpy()).save(data, "WEBP", quality=80, method=0)
     return data.getvalue()
