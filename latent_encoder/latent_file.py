@@ -307,14 +307,14 @@ def _read_sidecar(path: Path) -> LatentRecord | None:
     from .models import LatentRecord
 
     sidecar = path.with_name(path.name + SIDECAR_SUFFIX)
-    if not os.path.lexists(sidecar):
-        return None
     try:
         data = read_regular_file(
             sidecar, not_found="LATENT_NOT_FOUND", invalid="LATENT_INVALID", too_large="LATENT_INVALID", limit=1 << 24
         )
         record = LatentRecord.model_validate(json.loads(data))
     except LatentEncoderError as error:
+        if error.code == "LATENT_NOT_FOUND":
+            return None
         reason = error.message
     except (ValueError, RecursionError):
         reason = "it is no record"
