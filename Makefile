@@ -1,5 +1,5 @@
 # `make` alone lists the targets.
-PYTHON := .venv/bin/python
+VENV_PYTHON := .venv/bin/python
 SUITES := unit comfyui browser package
 SET_UP := ./setup.sh --when-needed
 
@@ -14,27 +14,27 @@ setup: ## find or fetch ComfyUI, make .venv, lay the VAE files (repeatable)
 
 demo: ## encode a picture in ComfyUI, decode it back: make demo [IMAGE=photo.jpg] [VAE=name]
 	@$(SET_UP)
-	@$(PYTHON) tools/demo.py $${IMAGE:+--image "$$IMAGE"} $${VAE:+--vae "$$VAE"}
+	@$(VENV_PYTHON) tools/demo.py $${IMAGE:+--image "$$IMAGE"} $${VAE:+--vae "$$VAE"}
 
 test: ## every suite, with a table at the end
 	@$(SET_UP) --no-models --tests
-	@$(PYTHON) tools/run_suites.py
+	@$(VENV_PYTHON) tools/run_suites.py
 
 check: ## ruff (lint and format), mypy --strict
 	@$(SET_UP) --no-models --tests
-	@$(PYTHON) tools/run_suites.py check
+	@$(VENV_PYTHON) tools/run_suites.py check
 
 $(addprefix test-,$(SUITES)): test-%:
 	@$(SET_UP) --no-models --tests
-	@$(PYTHON) tools/run_suites.py $*
+	@$(VENV_PYTHON) tools/run_suites.py $*
 
 test-soak: ## the long runs that `make test` leaves out
 	@$(SET_UP) --no-models --tests
-	@$(PYTHON) -m pytest -m soak --timeout 3600
+	@$(VENV_PYTHON) -m pytest -m soak --timeout 3600
 
 bench: ## the ratios of benchmarks/
 	@$(SET_UP) --no-models --tests
-	@$(PYTHON) benchmarks/run.py
+	@$(VENV_PYTHON) benchmarks/run.py
 
 clean: ## remove what demo, tests and tools left (.venv and ComfyUI stay)
 	rm -rf .demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -49,7 +49,11 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 find_python() {
     local name
-    for name in ${PYTHON:-} python3.12 python3.13 python3.11 python3 python3.10 python; do
+    if [ -n "${PYTHON:-}" ]; then
+        "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && printf '%s\n' "$PYTHON"
+        return
+    fi
+    for name in python3.12 python3.13 python3.11 python3 python3.10 python; do
         if have "$name" && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             printf '%s\n' "$name"
             return
@@ -92,7 +96,7 @@ clone_comfyui() {
     fi
 }
 
-# The packages of pyproject.toml, one a line: what the pack needs, and the extras 'service' and 'dev'.
+# The packages of the extras 'service' and 'dev' of pyproject.toml, one a line.
 own_packages() {
     "$venv_python" - <<'PYTHON'
 try:
@@ -103,7 +107,7 @@ with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 extras = project["optional-dependencies"]
 own = f"{project['name']}["
-print(*[line for line in project["dependencies"] + extras["service"] + extras["dev"] if not line.startswith(own)], sep="\n")
+print(*[line for line in extras["service"] + extras["dev"] if not line.startswith(own)], sep="\n")
 PYTHON
 }
 
@@ -176,7 +180,6 @@ lay_demo_vae() {
             lacks "demo_vae_96.safetensors, which this older ComfyUI needs: it could not be made"
             return
         fi
-        chmod 644 "$padded" # the library writes it for its owner alone
         touch "$stamp"
     fi
     say "   demo_vae_96.safetensors, for this older ComfyUI"

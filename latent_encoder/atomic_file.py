@@ -22,10 +22,13 @@ if sys.platform != "win32":
     import fcntl
 
 TEMPORARY_PREFIX = ".latent-encoder-"
-STALE_SECONDS = 60.0  # the age of a leftover where no lock tells whether its writer lives
-LOCK_TIMEOUT_SECONDS = 30.0
+STALE_SECONDS = 30.0  # the age of a leftover where no lock tells whether its writer lives
+LOCK_TIMEOUT_SECONDS = 60.0
 
+# Windows denies access to a name whose file is being deleted.
+_TAKEN = (FileExistsError, PermissionError) if sys.platform == "win32" else FileExistsError
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
 
 
@@ -110,7 +113,7 @@ def name_lock(final: Path) -> Iterator[None]:
         try:
             descriptor = _create_locked(path)
             break
-        except FileExistsError:
+        except _TAKEN:
             if not _remove_if_abandoned(path) and time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, f"another program holds {path.name}") from None
             time.sleep(0.005)
@@ -120,13 +123,24 @@ def name_lock(final: Path) -> Iterator[None]:
         _remove_locked(descriptor, path)
 
 
+def sync(descriptor: int) -> None:
+    """Make a file survive a power cut."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync stops at the disk's own cache there
+    else:
+        os.fsync(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` survive a power cut (nothing to do on Windows)."""
+    """Make the names in ``folder`` survive a power cut where the file system can: Windows and some others cannot."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -161,12 +175,14 @@ def _remove_locked(descriptor: int, path: Path) -> None:
             os.close(descriptor)
         path.unlink(missing_ok=True)
     else:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)  # after unlink: until then the lock says that the file is ours
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)  # after unlink: until then the lock says that the file is ours
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """True: locked; False: somebody else has it; None: this file system knows no locks."""
+    """True: locked; False: somebody else has it; None: this system knows no such locks."""
     if sys.platform == "win32":
         return None
     try:
@@ -183,24 +199,28 @@ def _try_lock(descriptor: int) -> bool | None:
 def _remove_if_abandoned(path: Path) -> bool:
     """Remove a leftover whose writer is dead; False where it lives, or the file is gone already."""
     try:
+        if sys.platform == "win32":
+            # Never opened: while we looked, its writer could not delete it. Nor can we, while its writer has it open.
+            abandoned = _is_stale(path.stat())
+            if abandoned:
+                path.unlink()
+            return abandoned
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
         return False
     try:
         locked = _try_lock(descriptor)
         status = os.fstat(descriptor)
-        if locked is None:
-            locked = time.time() - status.st_mtime > STALE_SECONDS
         # Under the lock, the name must still mean this file: it may have been removed and made anew.
-        if not locked or not os.path.samestat(status, os.stat(path)):
+        if not (_is_stale(status) if locked is None else locked) or not os.path.samestat(status, path.stat()):
             return False
-        if sys.platform != "win32":
-            path.unlink()
+        path.unlink()
     except OSError:
         return False
     finally:
         os.close(descriptor)
-    if sys.platform == "win32":
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
     return True
+
+
+def _is_stale(status: os.stat_result) -> bool:
+    return time.time() - status.st_mtime > STALE_SECONDS

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .errors import LatentEncoderError, check_choice
 
@@ -27,7 +27,8 @@ MAX_PIXELS = 178_956_970
 MAX_FILE_BYTES = 1 << 30
 """The largest picture file, in bytes: an uncompressed TIFF or BMP of ``MAX_PIXELS`` fits."""
 
-UPSCALE_METHODS = ("lanczos", "nearest-exact", "bilinear", "area", "bicubic")
+UpscaleMethod = Literal["lanczos", "nearest-exact", "bilinear", "area", "bicubic"]
+UPSCALE_METHODS: tuple[str, ...] = get_args(UpscaleMethod)
 MIN_MEGAPIXELS, MAX_MEGAPIXELS = 0.01, 16.0
 MAX_RESOLUTION_STEPS = 256
 MIN_SIDE = 8
@@ -133,7 +134,7 @@ def _without_png_texts(data: bytes) -> bytes:
         if data[position + 4 : position + 8] not in _PNG_IGNORED_CHUNKS:
             kept.append(data[position:end])
         position = end
-    return b"".join(kept)
+    return b"".join(kept) if position > sum(map(len, kept)) else data
 
 
 def check_recipe(upscale_method: str, megapixels: float, resolution_steps: int) -> None:

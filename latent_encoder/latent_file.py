@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .atomic_file import TemporaryFile, name_lock, sweep, sync_folder
+from .atomic_file import TemporaryFile, name_lock, sweep, sync, sync_folder
 from .errors import LatentEncoderError, check_choice, from_os_error
 from .latent_format import (
     FILE_FORMATS,
@@ -31,6 +31,7 @@ from .latent_format import (
     TENSOR_SHA256,
     Nested,
     SafetensorsContent,
+    as_text,
     bare_tensor_content,
     data_section,
     parse,
@@ -45,6 +46,7 @@ IF_EXISTS = ("number", "overwrite", "fail")
 SIDECAR_SUFFIX = ".json"
 PREVIEW_SUFFIX = ".webp"
 MAX_FILE_BYTES = 1 << 34
+MAX_STEM_BYTES = MAX_PART_BYTES - 32  # leaves room for number, suffix and ".webp"
 THREAD_BYTES = 1 << 20  # below it, starting a thread costs more than the checksum
 
 _NOT_IN_HEADER = {"path", "filename", "subfolder", "type", "file_bytes", "file_sha256"}
@@ -78,6 +80,8 @@ class LoadedLatent:
 def check_stem(stem: str, field: str) -> None:
     """Raise INVALID_REQUEST or PATH_NOT_ALLOWED for no plain name, or a hidden one: our temporary files are hidden."""
     check_relative(stem, field)
+    if len(stem.encode()) > MAX_STEM_BYTES:
+        raise LatentEncoderError("PATH_NOT_ALLOWED", f"'{field}' is too long.", "Choose a shorter name.")
     if "/" in stem or stem.startswith("."):
         raise LatentEncoderError(
             "INVALID_REQUEST", f"'{field}' names no file, or a hidden one.", "Give it a file name."
@@ -119,7 +123,7 @@ def save_latent(
     check_choice("if_exists", if_exists, IF_EXISTS)
     check_stem(stem, "stem")
     made = {"pack_version": __version__, "created_at": datetime.now(timezone.utc)}
-    told = {key: _text(value) if isinstance(value, str) else value for key, value in (record or {}).items()}
+    told = {key: as_text(value) if isinstance(value, str) else value for key, value in (record or {}).items()}
     full_record = LatentRecord.model_validate(made | told | _facts_of(latent) | {"file_format": file_format})
     content: SafetensorsContent | bytes
     if file_format in ("pt", "npy"):
@@ -154,8 +158,11 @@ def load_latent(path: Path, *, nested: Nested | None = None) -> LoadedLatent:
 
     Raises:
         LatentEncoderError: LATENT_NOT_FOUND; LATENT_INVALID for a damaged file or one that is no latent;
-            FORMAT_UNSUPPORTED for a suffix of no latent, and for a nested latent where ``nested`` is None.
+            FORMAT_UNSUPPORTED for a suffix of no latent, a newer version, and a nested latent where ``nested`` is None;
+            OUT_OF_MEMORY.
     """
+    from .models import SCHEMA_VERSION
+
     file_format = path.suffix.lower().removeprefix(".")
     if file_format not in FILE_FORMATS:
         hint = f"Choose a file that ends in {', '.join('.' + name for name in FILE_FORMATS)}."
@@ -163,12 +170,16 @@ def load_latent(path: Path, *, nested: Nested | None = None) -> LoadedLatent:
     data, digest, sidecar = _read_with_sidecar(path)
     latent, metadata = parse(data, file_format, nested)
     expected = metadata.get(TENSOR_SHA256)
-    if expected is not None and hashlib.sha256(data_section(data)).hexdigest() != expected:
+    if sidecar is None and expected is not None and hashlib.sha256(data_section(data)).hexdigest() != expected:
         raise _damaged(path, "its tensors' checksum is not the one in its header")
     record = sidecar or _header_record(metadata)
+    if record.schema_version > SCHEMA_VERSION:
+        raise LatentEncoderError(
+            "FORMAT_UNSUPPORTED", f"'{path.name}' is of version {record.schema_version}.", "Update Latent Encoder."
+        )
     placed = {
-        "path": _text(str(path.absolute())),
-        "filename": _text(path.name),
+        "path": as_text(str(path.absolute())),
+        "filename": as_text(path.name),
         "file_sha256": digest,
         "file_bytes": len(data),
     }
@@ -194,21 +205,13 @@ def _facts_of(latent: dict[str, Any]) -> dict[str, Any]:
 
 
 def _header_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
-    return {_text(key): _text(value) for key, value in (metadata or {}).items() if key not in RESERVED_METADATA}
-
-
-def _text(value: str) -> str:
-    """``value`` with a question mark for what UTF-8 cannot write, such as bytes of a Linux file name."""
-    return value.encode("utf-8", "replace").decode()
+    return {as_text(key): as_text(value) for key, value in (metadata or {}).items() if key not in RESERVED_METADATA}
 
 
 def _candidate_names(stem: str, file_format: str, if_exists: str, first_number: int) -> Iterator[str]:
     numbers: Iterable[int] = count(first_number)
     names = (f"{stem}_{number:05}_.{file_format}" for number in numbers)
-    for name in names if if_exists == "number" else [f"{stem}.{file_format}"]:
-        if len(os.fsencode(name + PREVIEW_SUFFIX)) > MAX_PART_BYTES:
-            raise LatentEncoderError("PATH_NOT_ALLOWED", "The file's name is too long.", "Choose a shorter name.")
-        yield name
+    return names if if_exists == "number" else iter([f"{stem}.{file_format}"])
 
 
 def _write(file: TemporaryFile, content: SafetensorsContent | bytes) -> tuple[str, int]:
@@ -240,7 +243,7 @@ def _write(file: TemporaryFile, content: SafetensorsContent | bytes) -> tuple[st
             digest = start_digest(parts)
             os.lseek(file.descriptor, 0, os.SEEK_SET)
             file.write(header)
-        os.fsync(file.descriptor)
+        sync(file.descriptor)
         return digest(), sum(map(len, parts))
 
 
@@ -256,7 +259,9 @@ def _place(file: TemporaryFile, final: Path, record: LatentRecord, preview: byte
 
     Neither the sidecar nor the preview is synced: a power cut may lose them, and a file without a sidecar is whole.
     """
-    record.path, record.filename = _text(str(final.absolute())), final.name
+    if not overwrite and os.path.lexists(final):
+        return False  # without a lock for each of the numbers that are taken
+    record.path, record.filename = as_text(str(final.absolute())), final.name
     beside = {final.with_name(final.name + PREVIEW_SUFFIX): preview}
     beside[final.with_name(final.name + SIDECAR_SUFFIX)] = record.model_dump_json(indent=2).encode()
     with contextlib.ExitStack() as stack:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import io
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import LatentEncoderError
 
 if TYPE_CHECKING:
     import torch
 
-FILE_FORMATS = ("safetensors", "latent", "pt", "npy")
+FileFormat = Literal["safetensors", "latent", "pt", "npy"]
+FILE_FORMATS: tuple[str, ...] = get_args(FileFormat)
 
 TENSOR = "latent_tensor"
 VERSION_TENSOR = "latent_format_version_0"
@@ -28,6 +30,7 @@ RECORD = "latent_record"
 TENSOR_SHA256 = "tensor_sha256"
 RESERVED_METADATA = {STRUCTURE, RECORD, TENSOR_SHA256}
 
+SAFE_PT_TORCH = (2, 6)  # before it, weights_only=True could be made to run code (CVE-2025-32434)
 MAX_HEADER_BYTES = 100_000_000  # what the safetensors library reads
 SD_SCALE = 0.18215  # the factor in ComfyUI's first .latent files, which have no version tensor
 
@@ -95,7 +98,7 @@ def bare_tensor_content(latent: dict[str, Any], file_format: str) -> bytes:
     import numpy
     import torch
 
-    samples = latent.get("samples")
+    samples = _samples_of(latent)
     others = sorted(str(key) for key in latent if key != "samples")
     if others:
         raise _unsupported(file_format, f"it holds one tensor; this latent also has {', '.join(others)}")
@@ -119,13 +122,17 @@ def parse(data: bytes, file_format: str, nested: Nested | None) -> tuple[dict[st
     """A file's bytes as a LATENT on the CPU, and its header's metadata (none for ``pt`` and ``npy``).
 
     Raises:
-        LatentEncoderError: LATENT_INVALID; FORMAT_UNSUPPORTED for nested tensors where ``nested`` is None.
+        LatentEncoderError: LATENT_INVALID; FORMAT_UNSUPPORTED for nested tensors without ``nested``, and for ``pt``
+            where torch cannot read it safely; OUT_OF_MEMORY.
     """
-    if file_format == "pt":
-        return {"samples": _parse_pt(data)}, {}
-    if file_format == "npy":
-        return {"samples": _parse_npy(data)}, {}
-    return _parse_safetensors(data, nested)
+    try:
+        if file_format == "pt":
+            return {"samples": _parse_pt(data)}, {}
+        if file_format == "npy":
+            return {"samples": _parse_npy(data)}, {}
+        return _parse_safetensors(data, nested)
+    except MemoryError as error:
+        raise LatentEncoderError("OUT_OF_MEMORY", "There is not enough memory to load the latent.") from error
 
 
 def data_section(data: bytes) -> memoryview:
@@ -133,11 +140,16 @@ def data_section(data: bytes) -> memoryview:
     return memoryview(data)[8 + int.from_bytes(data[:8], "little") :]
 
 
+def _samples_of(latent: dict[str, Any]) -> Any:
+    if "samples" not in latent:
+        raise LatentEncoderError("LATENT_INVALID", "The LATENT has no 'samples'.", "Wire in a VAEEncode or a sampler.")
+    return latent["samples"]
+
+
 def _flatten(latent: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     import torch
 
-    if "samples" not in latent:
-        raise LatentEncoderError("LATENT_INVALID", "The LATENT has no 'samples'.", "Wire in a VAEEncode or a sampler.")
+    _samples_of(latent)
     tensors = {VERSION_TENSOR: torch.empty(0)}
     structure: dict[str, Any] = {}
 
@@ -149,7 +161,7 @@ def _flatten(latent: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
 
     for key, value in latent.items():
         name = TENSOR if key == "samples" else f"latent.{key}"
-        if not isinstance(key, str) or not is_text(key):
+        if not isinstance(key, str) or as_text(key) != key:
             raise _unsupported("safetensors", f"the key {key!r} is no text")
         if isinstance(value, torch.Tensor) and not value.is_nested:
             structure[key] = {"tensor": add(name, value)}
@@ -162,9 +174,9 @@ def _flatten(latent: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
     return tensors, structure
 
 
-def is_text(value: str) -> bool:
-    """Whether ``value`` can be written as UTF-8: a file name of other bytes, as Linux allows it, cannot."""
-    return value.encode("utf-8", "replace").decode() == value
+def as_text(value: str) -> str:
+    """``value`` with a question mark for what UTF-8 cannot write, such as bytes of a Linux file name."""
+    return value.encode("utf-8", "replace").decode()
 
 
 def _on_cpu(tensor: torch.Tensor, name: str, file_format: str) -> torch.Tensor:
@@ -207,6 +219,8 @@ def _parse_safetensors(data: bytes, nested: Nested | None) -> tuple[dict[str, An
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    except MemoryError:
+        raise
     except Exception as error:  # safetensors raises its own type, KeyError for an unknown dtype, and others
         raise LatentEncoderError("LATENT_INVALID", f"The file is no whole safetensors file ({error}).") from error
     if STRUCTURE in metadata:
@@ -248,8 +262,20 @@ def _rebuild(tensors: dict[str, torch.Tensor], structure: str, nested: Nested | 
 def _parse_pt(data: bytes) -> torch.Tensor:
     import torch
 
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_PT_TORCH:
+        raise LatentEncoderError(
+            "FORMAT_UNSUPPORTED",
+            f"torch {torch.__version__} cannot read .pt files safely.",
+            "Update torch to 2.6 or newer.",
+        )
     try:
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is compressed, which torch.save never does")  # 1 MB may become 1 GB
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # pickle, zip and torch errors alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LatentEncoderError(
@@ -269,20 +295,27 @@ def _parse_npy(data: bytes) -> torch.Tensor:
         return _tensor(torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False)))
     except LatentEncoderError:
         raise
-    except Exception as error:  # numpy's parser raises many types
+    except Exception as error:  # numpy's parser raises many types, MemoryError for a shape that is a lie
         raise LatentEncoderError("LATENT_INVALID", f"The file is no .npy file of numbers ({error}).") from error
 
 
 def _tensor(value: Any) -> torch.Tensor:
     import torch
 
-    if not isinstance(value, torch.Tensor) or value.is_nested or value.layout != torch.strided or value.is_meta:
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided
+    if not plain or value.is_nested or value.is_meta or value.is_quantized:
         raise LatentEncoderError("LATENT_INVALID", f"The file holds {_describe(value)}, not a tensor of plain numbers.")
-    return value
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise LatentEncoderError(
+            "LATENT_INVALID", f"The file holds fewer numbers than its shape {list(value.shape)} says."
+        )
+    tensor: torch.Tensor = value.detach()
+    return tensor
 
 
 def _safetensors_dtypes() -> dict[str, torch.dtype]:
-    """Safetensors' name of each dtype that it holds, as far as this torch has it."""
+    """Safetensors' name of each dtype that the installed safetensors and torch both have, and so can read back."""
+    import safetensors.torch
     import torch
 
     names = {
@@ -292,7 +325,8 @@ def _safetensors_dtypes() -> dict[str, torch.dtype]:
         "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
         "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     }  # fmt: skip
-    return {name: getattr(torch, dtype) for name, dtype in names.items() if hasattr(torch, dtype)}
+    read = getattr(safetensors.torch, "_TYPES", names)
+    return {name: getattr(torch, dtype) for name, dtype in names.items() if name in read and hasattr(torch, dtype)}
 
 
 def _describe(value: Any) -> str:

@@ -12,12 +12,14 @@ from uuid import uuid4
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StringConstraints
 
+from .images import MAX_MEGAPIXELS, MAX_RESOLUTION_STEPS, MIN_MEGAPIXELS, UpscaleMethod
+from .latent_format import FileFormat
+from .provenance import REQUEST_ID
+
 SCHEMA_VERSION: Literal[1] = 1
 DEFAULT_VAE = "qwen_image_vae.safetensors"
 
-FileFormat = Literal["safetensors", "latent", "pt", "npy"]
-UpscaleMethod = Literal["lanczos", "nearest-exact", "bilinear", "area", "bicubic"]
-RequestId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+RequestId = Annotated[str, StringConstraints(pattern=REQUEST_ID.pattern)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -44,7 +46,7 @@ class LatentRecord(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     schema_version: int = SCHEMA_VERSION
-    request_id: str | None = None
+    request_id: RequestId | None = None
     path: str | None = None
     filename: str | None = None
     subfolder: str | None = None
@@ -83,8 +85,8 @@ class EncodeRequest(BaseModel):
     image_path: str = Field(min_length=1)
     vae_model_name: str = Field(DEFAULT_VAE, min_length=1)
     upscale_method: UpscaleMethod = "lanczos"
-    megapixels: float = Field(1.0, ge=0.01, le=16)
-    resolution_steps: int = Field(1, ge=1, le=256)
+    megapixels: float = Field(1.0, ge=MIN_MEGAPIXELS, le=MAX_MEGAPIXELS)
+    resolution_steps: int = Field(1, ge=1, le=MAX_RESOLUTION_STEPS)
     output_dir: str | None = None
     file_format: FileFormat = "safetensors"
     timestamp: Time | None = None

@@ -39,6 +39,8 @@ def check_relative(name: str, field: str) -> str:
         problem = "contains a null byte or another control character"
     elif encoded.decode("utf-8", "replace") != name:
         problem = "is not valid text"
+    elif os.name == "nt" and ":" in name:
+        problem = "contains a colon"
     elif ".." in parts:
         problem = "contains '..'"
     elif any(len(part) > MAX_PART_BYTES for part in encoded.split(b"/")):
@@ -77,7 +79,7 @@ def resolve_inside(root: str | Path, name: str, field: str) -> Path:
 
 
 def read_regular_file(path: Path, *, not_found: str, invalid: str, too_large: str, limit: int) -> bytes:
-    """The bytes of a regular file, read once; a device, pipe or folder is never opened for reading.
+    """The bytes of a regular file, read once; nothing is read from a device, pipe or folder.
 
     Args:
         path: where it lies; already resolved.

@@ -5,11 +5,15 @@ A graph is read through ``get_node(id)``, which returns ``{"class_type", "inputs
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .errors import LatentEncoderError
+
+REQUEST_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
 GetNode = Callable[[str], Mapping[str, Any]]
 
@@ -47,6 +51,41 @@ def downscale(scaled_size: tuple[int, int], latent_size: tuple[int, int]) -> int
         return None
     ratio = min(pixels / numbers for pixels, numbers in zip(scaled_size, latent_size, strict=True))
     return 2 ** math.floor(math.log2(ratio)) if ratio >= 1 else None
+
+
+def measure(picture_shape: Sequence[int], latent_shape: Sequence[int]) -> dict[str, Any]:
+    """The record's fields that the scaled picture and its latent tell; one picture in must be one latent out.
+
+    Args:
+        picture_shape: ComfyUI's (batch, height, width, channels).
+        latent_shape: (batch, channels, [frames,] height, width).
+
+    Raises:
+        LatentEncoderError: IMAGE_INVALID where the host took the file for several pictures.
+    """
+    if picture_shape[0] != 1 or latent_shape[0] != 1 or (len(latent_shape) == 5 and latent_shape[2] != 1):
+        raise LatentEncoderError(
+            "IMAGE_INVALID",
+            f"ComfyUI read {picture_shape[0]} pictures from one file and made a latent of shape {list(latent_shape)}.",
+            "Export the picture that you mean as a PNG.",
+        )
+    size = (picture_shape[2], picture_shape[1])
+    return {"scaled_size": size, "downscale": downscale(size, (latent_shape[-1], latent_shape[-2]))}
+
+
+def graph_metadata(prompt: Mapping[str, Any] | None, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:
+    """The header's ``prompt``, ``workflow`` and the like, as ComfyUI's own SaveLatent writes them."""
+    # ComfyUI leaves each node's fingerprint in the prompt, and a NaN there is no JSON for anybody but Python.
+    nodes = {key: {k: v for k, v in node.items() if k != "is_changed"} for key, node in (prompt or {}).items()}
+    metadata = {"prompt": json.dumps(nodes)} if nodes else {}
+    return metadata | {key: json.dumps(value) for key, value in (extra_pnginfo or {}).items()}
+
+
+def request_id(extra_pnginfo: Any) -> str | None:
+    """The id that a service sent along as ``extra_data.extra_pnginfo.latent_encoder``; None for none or an odd one."""
+    request = extra_pnginfo.get("latent_encoder") if isinstance(extra_pnginfo, dict) else None
+    found = request.get("request_id") if isinstance(request, dict) else None
+    return found if isinstance(found, str) and REQUEST_ID.fullmatch(found) else None
 
 
 def check_decodable(

@@ -5,6 +5,7 @@ What lies under the user's file name may be replaced while a prompt runs; its co
 
 from __future__ import annotations
 
+import contextlib
 import re
 import weakref
 from pathlib import Path
@@ -15,6 +16,7 @@ from .errors import from_os_error
 KEPT = 16
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+_OURS = re.compile(r"[0-9a-f]{64}(\.[a-z0-9]{1,8})?")  # others may save into this folder, too
 
 
 class StagedPictures:
@@ -53,6 +55,10 @@ class StagedPictures:
         return final
 
     def _clear(self, folder: Path) -> None:
-        staged = [path for path in folder.iterdir() if path.name not in self._in_use and not path.name.startswith(".")]
-        for path in sorted(staged, key=lambda path: path.stat().st_mtime_ns, reverse=True)[KEPT:]:
+        times = {}
+        for path in folder.iterdir():
+            if _OURS.fullmatch(path.name) and path.name not in self._in_use:
+                with contextlib.suppress(FileNotFoundError):  # another server that shares the folder
+                    times[path] = path.stat().st_mtime_ns
+        for path in sorted(times, key=lambda path: times[path], reverse=True)[KEPT:]:
             path.unlink(missing_ok=True)

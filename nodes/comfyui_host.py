@@ -7,7 +7,6 @@ from typing import Any
 import folder_paths
 
 from ..latent_encoder.checksum import file_sha256
-from ..latent_encoder.errors import LatentEncoderError
 from ..latent_encoder.paths import check_relative, resolve_inside, split_annotated
 
 CATEGORY = "latent encoder"
@@ -21,16 +20,8 @@ def always_run() -> float:
 
 
 def folder_of_type(folder_type: str) -> Path:
-    """ComfyUI's own ``input``, ``output`` or ``temp`` folder.
-
-    Raises:
-        LatentEncoderError: INVALID_REQUEST for any other type.
-    """
-    directory = folder_paths.get_directory_by_type(folder_type)
-    if directory is None:
-        hint = "Choose 'output' or 'temp'."
-        raise LatentEncoderError("INVALID_REQUEST", f"ComfyUI has no folder of the type {folder_type!r}.", hint)
-    return Path(directory)
+    """ComfyUI's own ``input``, ``output`` or ``temp`` folder."""
+    return Path(folder_paths.get_directory_by_type(folder_type))
 
 
 def resolve_annotated(name: str, field: str) -> tuple[Path, str, str]:
@@ -58,7 +49,10 @@ def vae_sha256(vae_name: str | None) -> str | None:
     """The sha256 of the one file that VAELoader reads for this name; None for taesd, pixel_space and the like."""
     if vae_name is None:
         return None
-    path = folder_paths.get_full_path("vae", vae_name) or folder_paths.get_full_path("vae_approx", vae_name)
+    import nodes as comfyui_nodes
+
+    video_taes = getattr(comfyui_nodes.VAELoader, "video_taes", ())  # these alone come from the other folder
+    path = folder_paths.get_full_path("vae_approx" if Path(vae_name).stem in video_taes else "vae", vae_name)
     try:
         return file_sha256(path) if path else None
     except OSError as error:

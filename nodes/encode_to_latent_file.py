@@ -59,7 +59,7 @@ class EncodeToLatentFile(io.ComfyNode):
                 *save_inputs(),
             ],
             outputs=saved_outputs(),
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            hidden=[io.Hidden.dynprompt],
         )
 
     @classmethod
@@ -156,7 +156,7 @@ def _stage(image: str, megapixels: float, resolution_steps: int, prompt: object)
         path, not_found="IMAGE_NOT_FOUND", invalid="IMAGE_INVALID", too_large="IMAGE_TOO_LARGE", limit=MAX_FILE_BYTES
     )
     info = check_image(data)
-    scaled_size(info.width, info.height, megapixels, resolution_steps)
+    scaled_size(info.width, info.height, megapixels, resolution_steps)  # refuses a picture that would shrink to nothing
     digest = hashlib.sha256(data).hexdigest()
     folder = comfyui_host.folder_of_type("temp") / STAGING_FOLDER
     copy = _staged.stage(folder, data, digest, path.suffix, prompt)

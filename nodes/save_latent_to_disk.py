@@ -4,8 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..latent_encoder.errors import LatentEncoderError
-from ..latent_encoder.provenance import describe_chain, downscale
+from ..latent_encoder.provenance import describe_chain, measure
 from . import comfyui_host
 from .saving import DEFAULT_PREFIX, SaveOptions, save, save_inputs, saved_outputs
 
@@ -51,23 +50,9 @@ class SaveLatentToDisk(io.ComfyNode):
         node = graph.get_node(node_id)
         known = describe_chain(graph.get_node, node["inputs"].get("samples"))
         picture = None
-        if graph.get_parent_node_id(node_id) is not None:  # no client can write the _meta of such a node
-            known |= node.get("_meta", {}).get("latent_encoder", {})
-            picture = links.get("scaled_image")
-        if picture is not None:
-            known |= _measure(samples, picture)
+        told = (node.get("_meta") or {}).get("latent_encoder")
+        if told and graph.get_parent_node_id(node_id) is not None:  # no client can write the _meta of such a node
+            picture = links["scaled_image"]
+            known |= told | measure(picture.shape, samples["samples"].shape)
         known["vae_sha256"] = comfyui_host.vae_sha256(known.get("vae_name"))
         return save(samples, options, known, picture, cls.hidden)
-
-
-def _measure(samples: dict[str, Any], picture: Any) -> dict[str, Any]:
-    """The scaled picture's size and the VAE's factor; one picture in must be one latent out."""
-    latent = samples["samples"]
-    if picture.shape[0] != 1 or latent.shape[0] != 1 or (latent.ndim == 5 and latent.shape[2] != 1):
-        raise LatentEncoderError(
-            "IMAGE_INVALID",
-            f"ComfyUI read {picture.shape[0]} pictures from one file and made a latent of shape {list(latent.shape)}.",
-            "Export the picture that you mean as a PNG.",
-        )
-    scaled_size = (picture.shape[2], picture.shape[1])
-    return {"scaled_size": scaled_size, "downscale": downscale(scaled_size, (latent.shape[-1], latent.shape[-2]))}

@@ -1,9 +1,8 @@
 """What the two saving nodes share: their widgets, and the way from a LATENT to a file with its record."""
 
-import json
-import re
+import logging
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import folder_paths
@@ -13,6 +12,7 @@ from ..latent_encoder.errors import check_choice, from_os_error
 from ..latent_encoder.latent_file import IF_EXISTS, SavedLatent, check_stem, save_latent
 from ..latent_encoder.latent_format import FILE_FORMATS
 from ..latent_encoder.paths import resolve_inside
+from ..latent_encoder.provenance import graph_metadata, request_id
 from . import comfyui_host
 
 FOLDERS = ("output", "temp")
@@ -20,7 +20,7 @@ DEFAULT_PREFIX = "latent"
 
 LatentRecordType = io.Custom("LATENT_RECORD")
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class SaveOptions:
         check_choice("file_format", self.file_format, FILE_FORMATS)
         check_choice("if_exists", self.if_exists, IF_EXISTS)
         check_choice("folder", self.folder, FOLDERS)
-        path = resolve_inside(comfyui_host.folder_of_type(self.folder), self.filename_prefix, "filename_prefix")
-        check_stem(path.name, "filename_prefix")
+        resolve_inside(comfyui_host.folder_of_type(self.folder), self.filename_prefix, "filename_prefix")
+        check_stem(PurePosixPath(self.filename_prefix).name, "filename_prefix")
 
 
 def save_inputs() -> list[io.Input]:
@@ -110,8 +110,6 @@ def save(
     Raises:
         LatentEncoderError: see ``save_latent``.
     """
-    from ..latent_encoder.previews import webp_preview
-
     width, height = known.get("scaled_size") or (0, 0)
     root = comfyui_host.folder_of_type(options.folder)
     try:
@@ -120,9 +118,10 @@ def save(
         )
     except OSError as error:
         raise from_os_error(error, root) from error
+    subfolder = Path(subfolder).as_posix() if subfolder else ""
     resolve_inside(root, subfolder or ".", "filename_prefix")  # what %year% and the like have named may be a link
     record = known | {
-        "request_id": _request_id(hidden.extra_pnginfo),
+        "request_id": request_id(hidden.extra_pnginfo),
         "subfolder": subfolder,
         "type": options.folder,
         "engine": "comfyui",
@@ -136,8 +135,8 @@ def save(
         if_exists=options.if_exists,
         first_number=number,
         record=record,
-        metadata=_metadata(hidden),
-        preview=webp_preview(picture) if options.preview and picture is not None else None,
+        metadata={} if comfyui_host.metadata_disabled() else graph_metadata(hidden.prompt, hidden.extra_pnginfo),
+        preview=_preview(picture) if options.preview and picture is not None else None,
     )
     return io.NodeOutput(samples, saved.record, str(saved.path), ui=_ui(saved))
 
@@ -147,18 +146,11 @@ def _ui(saved: SavedLatent) -> dict[str, list[dict[str, Any]]]:
     return {"latents": [item], "latent_record": [saved.record]}
 
 
-def _metadata(hidden: Any) -> dict[str, str]:
-    """The header's ``prompt`` and ``workflow``, as ComfyUI's own SaveLatent writes them."""
-    if comfyui_host.metadata_disabled():
-        return {}
-    # ComfyUI leaves each node's fingerprint in the prompt, and a NaN there is no JSON for anybody but Python.
-    nodes = {key: {k: v for k, v in node.items() if k != "is_changed"} for key, node in (hidden.prompt or {}).items()}
-    metadata = {"prompt": json.dumps(nodes)} if nodes else {}
-    return metadata | {key: json.dumps(value) for key, value in (hidden.extra_pnginfo or {}).items()}
+def _preview(picture: Any) -> bytes | None:
+    from ..latent_encoder.previews import webp_preview
 
-
-def _request_id(extra_pnginfo: Any) -> str | None:
-    """The id that a service has sent along as ``extra_data.extra_pnginfo.latent_encoder``."""
-    request = extra_pnginfo.get("latent_encoder") if isinstance(extra_pnginfo, dict) else None
-    request_id = request.get("request_id") if isinstance(request, dict) else None
-    return request_id if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id) else None
+    try:
+        return webp_preview(picture)
+    except Exception as error:  # a Pillow without WebP, say: no reason to lose the latent
+        logger.warning("Latent Encoder: no preview (%s).", error)
+        return None

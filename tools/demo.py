@@ -23,10 +23,11 @@ import httpx
 import numpy as np
 from PIL import Image, ImageOps
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT))  # ComfyUI runs in a process of its own and sees nothing of this
 
 from latent_encoder.errors import CATALOGUE, LatentEncoderError, find_code  # noqa: E402
+from latent_encoder.models import DEFAULT_VAE  # noqa: E402
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui  # noqa: E402
 from latent_encoder.service.engines.comfyui.client import ComfyUIClient, PromptRejected  # noqa: E402
 from latent_encoder.service.engines.comfyui.server import ComfyUIServer  # noqa: E402
@@ -34,10 +35,8 @@ from latent_encoder.service.engines.comfyui.server import ComfyUIServer  # noqa:
 BASE = ROOT / ".demo"
 MODEL_PATHS = BASE / "model_paths.yaml"
 PACK_PARTS = ("__init__.py", "nodes", "latent_encoder", "web", "locales", "workflows", "pyproject.toml")
-DEFAULT_VAE = "qwen_image_vae.safetensors"
 DEMO_VAE = "demo_vae.safetensors"
 DEMO_VAE_WIDE = "demo_vae_96.safetensors"
-READS_WIDTH = 'dim = sd["decoder.head.0.gamma"].shape[0]'
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -81,7 +80,7 @@ def demo(image: Path | None, vae: str | None, python: str) -> None:
     start = time.monotonic()
     with server, ComfyUIClient(server.url) as client:
         started = time.monotonic() - start
-        vae = vae or choose_vae(client, comfyui)
+        vae = vae or choose_vae(client)
         record, encoded = encode(client, data, name, vae)
         picture, decoded = decode(client, record, vae)
     print_results(record, data, picture, {"start ComfyUI": started, "encode": encoded, "decode": decoded})
@@ -137,13 +136,12 @@ def device_arguments() -> list[str]:
     return [] if torch.cuda.is_available() or torch.backends.mps.is_available() else ["--cpu"]
 
 
-def choose_vae(client: ComfyUIClient, comfyui: Path) -> str:
+def choose_vae(client: ComfyUIClient) -> str:
     """The Qwen-Image VAE; where ComfyUI does not have it, the demo VAE in the width that this ComfyUI reads."""
     names = client.object_info("VAELoader")["VAELoader"]["input"]["required"]["vae_name"][0]
     if DEFAULT_VAE in names:
         return DEFAULT_VAE
-    reads_width = READS_WIDTH in (comfyui / "comfy" / "sd.py").read_text(encoding="utf-8")
-    demo_vae = DEMO_VAE if reads_width else DEMO_VAE_WIDE
+    demo_vae = DEMO_VAE_WIDE if DEMO_VAE_WIDE in names else DEMO_VAE  # set-up lays the wide one only where it is needed
     if demo_vae not in names:
         reason = f"ComfyUI has neither {DEFAULT_VAE} nor {demo_vae} in models/vae."
         raise LatentEncoderError("VAE_MODEL_NOT_FOUND", reason, "Run 'make setup'.")

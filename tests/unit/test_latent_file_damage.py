@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +262,30 @@ def test_loading_takes_memory_by_the_file_not_by_the_limit(tmp_path: Path) -> No
         assert load_latent(path).verified
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_pt_files_that_say_more_than_they_hold(tmp_path: Path) -> None:
+    """1 kB that claims a million million numbers, or that unpacks to many MB, is refused before it costs memory."""
+    expanded, packed = tmp_path / "expanded.pt", tmp_path / "packed.pt"
+    torch.save(torch.zeros(1).expand(1_000_000, 1_000_000), expanded)
+    assert refusal(expanded) == "LATENT_INVALID"
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(1 << 20), buffer)
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert refusal(packed) == "LATENT_INVALID"
+
+
+def test_a_parameter_comes_back_as_a_plain_tensor(tmp_path: Path) -> None:
+    torch.save(torch.nn.Parameter(SAMPLES.clone()), tmp_path / "a.pt")
+    samples = load_latent(tmp_path / "a.pt").latent["samples"]
+    assert type(samples) is torch.Tensor and not samples.requires_grad
+    assert_same({"samples": samples}, LATENT)
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = save_latent(LATENT, tmp_path, "a").path
+    record = json.loads(sidecar_of(path).read_text()) | {"schema_version": 2}
+    sidecar_of(path).write_text(json.dumps(record))
+    assert refusal(path) == "FORMAT_UNSUPPORTED"

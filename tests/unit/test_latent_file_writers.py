@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -205,3 +207,16 @@ def test_the_plain_python_of_the_specification(tmp_path: Path) -> None:
     path = save_latent(LATENT, tmp_path, "a", record=RECORD).path
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert RECORD["vae_name"] in done.stdout and "[1, 4, 6, 8]" in done.stdout
+
+
+def test_a_file_system_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems answer EINVAL there: the file is placed, so the save has succeeded."""
+    real = os.fsync
+
+    def no_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    assert load_latent(save_latent(LATENT, tmp_path, "a").path).verified

@@ -99,3 +99,16 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(LatentEncoderError) as caught:
         stage(StagedPictures(), tmp_path / "file", b"x", Prompt())
     assert caught.value.code == "OUTPUT_DIR_NOT_WRITABLE"
+
+
+def test_what_others_keep_there_stays(tmp_path: Path) -> None:
+    """A latent saved into this folder of temp, or a service's upload, is not ours to remove."""
+    pictures = StagedPictures()
+    foreign = [tmp_path / f"worker-{n}.png" for n in range(2 * KEPT)]
+    for path in foreign:
+        path.write_bytes(b"theirs")
+    (tmp_path / "a folder").mkdir()
+    for n in range(2 * KEPT):
+        stage(pictures, tmp_path, str(n).encode(), Prompt())
+    assert all(path.is_file() for path in foreign) and (tmp_path / "a folder").is_dir()
+    assert len([*tmp_path.iterdir()]) <= len(foreign) + 1 + KEPT + 1

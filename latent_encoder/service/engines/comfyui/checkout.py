@@ -49,8 +49,9 @@ def find_comfyui() -> Path | None:
 
 
 def _usual_places() -> Iterator[Path]:
-    # Not resolved: a pack that is linked into custom_nodes belongs to that ComfyUI.
-    for parent in Path(__file__).absolute().parents:
+    # The shell's own idea of where it is, too: a pack that is linked into custom_nodes belongs to that ComfyUI.
+    here = Path(os.environ.get("PWD", ""))
+    for parent in (*Path(__file__).absolute().parents, *here.parents):
         if parent.name == "custom_nodes":
             yield parent.parent
     workspace = _comfy_cli_workspace()

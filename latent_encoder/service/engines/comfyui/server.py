@@ -19,9 +19,7 @@ import httpx
 
 from latent_encoder.errors import LatentEncoderError
 
-from .checkout import find_comfyui, is_comfyui
-
-__all__ = ["ComfyUIServer", "find_comfyui"]
+from .checkout import is_comfyui
 
 HOST = "127.0.0.1"
 PORT_ATTEMPTS = 5
