@@ -23,7 +23,7 @@ from .checkout import is_comfyui
 
 HOST = "127.0.0.1"
 PORT_ATTEMPTS = 5
-STOP_SECONDS = 15.0
+STOP_SECONDS = 5.0
 POLL_SECONDS = 0.2
 TAIL_LINES = 25
 FOLDERS = ("custom_nodes", "input", "output", "models", "user")  # ComfyUI 0.33 does not start without the first
@@ -134,17 +134,17 @@ class ComfyUIServer:
         )
 
     def stop(self) -> None:
-        """Ask the process to end, as Ctrl-C does; end it by force where it does not within 15 seconds."""
+        """Ask the process to end, as Ctrl-C does; end it by force where it does not."""
         process = self._process
         if process is None:
             return
-        if process.poll() is None:
-            if sys.platform == "win32":
-                process.terminate()
-            else:
-                process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
+        # A program that a shell started in the background ignores SIGINT, and so do its children: then SIGTERM.
+        polite = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGINT, signal.SIGTERM]
+        for request in polite:
+            if process.poll() is None:
+                process.send_signal(request)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)
         self.kill()
 
     def kill(self) -> None:
