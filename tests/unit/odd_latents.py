@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
@@ -142,3 +143,17 @@ def assert_same(found: Any, wanted: Any, name: str = "latent") -> None:
             assert_same(found[index], value, f"{name}[{index}]")
     else:
         assert type(found) is type(wanted) and repr(found) == repr(wanted), f"{name}: {found!r}"  # repr: -0.0
+
+
+def file_of(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """A safetensors file as anybody else writes it."""
+    return safetensors.torch.save(tensors, metadata)
+
+
+NOT_PLAIN: dict[str, torch.Tensor] = {
+    "sparse": torch.eye(3).to_sparse(),
+    "sparse csr": torch.eye(3).to_sparse_csr(),
+    "meta": torch.zeros(3, device="meta"),
+    "torch's nested": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+}
+"""Tensors without numbers of their own in rows."""
