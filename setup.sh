@@ -20,7 +20,8 @@ usage: ./setup.sh [--no-models] [--tests] [--when-needed]
   --tests         also see to what only the tests need: a Chromium
   --when-needed   do nothing where the same set-up has been through before
 
-COMFYUI_PATH names the ComfyUI to use, PYTHON the interpreter to make .venv with (3.10 or newer).
+COMFYUI_PATH names the ComfyUI to use, PYTHON the interpreter to make .venv with (3.10 or newer). There is one .venv, with
+the requirements of the ComfyUI that was named last: naming another one has its packages installed anew.
 TEXT
 }
 
@@ -46,15 +47,16 @@ missing=""
 say() { printf '%s\n' "$*"; }
 lacks() { missing="$missing  - $1"$'\n'; say "   missing: $1"; }
 have() { command -v "$1" >/dev/null 2>&1; }
+is_python() { [ "$("$1" -c 'import sys; print(sys.version_info >= (3, 10))' 2>/dev/null)" = True ]; }
 
 find_python() {
     local name
     if [ -n "${PYTHON:-}" ]; then
-        "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && printf '%s\n' "$PYTHON"
+        is_python "$PYTHON" && printf '%s\n' "$PYTHON"
         return
     fi
     for name in python3.12 python3.13 python3.11 python3 python3.10 python; do
-        if have "$name" && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        if have "$name" && is_python "$name"; then
             printf '%s\n' "$name"
             return
         fi
@@ -127,7 +129,15 @@ has_modules() {
 }
 
 set_up_environment() {
-    if ! "$venv_python" -c '' 2>/dev/null; then
+    if ! is_python "$venv_python"; then
+        if [ -L .venv ] || { [ -e .venv ] && [ ! -f "$venv_stamp" ] && [ ! -f .venv/pyvenv.cfg ]; }; then
+            lacks "a virtual environment: .venv is there, holds no Python that runs, and is not ours to delete; move it away"
+            return
+        fi
+        if [ -e .venv ] && [ ! -O .venv ]; then
+            lacks "a virtual environment: .venv belongs to another user; move it away"
+            return
+        fi
         say "   making .venv with $("$python" --version)"
         rm -rf .venv
         if ! "$python" -m venv .venv; then
@@ -205,7 +215,7 @@ fetch_vae() {
         if ! curl --fail --location --continue-at - --connect-timeout 10 --progress-bar \
             --output "$file.part" "$VAE_URL"; then
             lacks "$VAE_NAME: it could not be fetched (no network?); until then the demo VAE is used"
-            say "   by hand: put $VAE_URL into $comfyui/models/vae"
+            say "   by hand: download $VAE_URL into $comfyui/models/vae"
             return
         fi
     fi
@@ -233,6 +243,13 @@ if ! python="$(find_python)"; then
     exit 1
 fi
 mkdir -p "$done_stamps"
+if have flock; then # two set-ups at once would break each other's .venv; Linux has this command, macOS does not
+    exec 9>"$done_stamps/lock"
+    if ! flock --nonblock 9; then
+        say "Waiting for another set-up of this folder to end ..."
+        flock 9
+    fi
+fi
 comfyui=""
 find_comfyui
 
@@ -251,7 +268,7 @@ fi
 
 say "1. ComfyUI"
 if [ -z "$comfyui" ]; then clone_comfyui; fi
-if [ -n "$comfyui" ]; then say "   $comfyui"; fi
+if [ -n "$comfyui" ]; then say "   $comfyui"; else say "   none: the embedded engine (diffusers) encodes"; fi
 
 say "2. Python environment (.venv)"
 set_up_environment
@@ -274,8 +291,8 @@ if [ -n "$missing" ]; then
 else
     printf '\nSet-up is complete.\n'
 fi
-# Without these neither demo nor tests can run; everything else has a substitute or skips its tests.
-if [ -z "$comfyui" ] || ! has_modules torch safetensors httpx; then
+# Without these neither demo nor tests can run; everything else, ComfyUI too, has a substitute or skips its tests.
+if ! has_modules torch safetensors httpx; then
     exit 1
 fi
 key="$(environment_key)"

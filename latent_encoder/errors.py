@@ -57,6 +57,7 @@ CATALOGUE: dict[str, ErrorSpec] = {
 
 _CODE = re.compile(r"\[([A-Z][A-Z_]+)\]")
 
+_NO_FOLDER = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -110,4 +111,9 @@ def from_os_error(error: OSError, folder: Path) -> LatentEncoderError:
         return LatentEncoderError("DISK_FULL", f"No space is left in '{folder.name}' ({reason}).")
     if error.errno == errno.ENAMETOOLONG:
         return LatentEncoderError("PATH_NOT_ALLOWED", "The file's name is too long.", "Choose a shorter name.")
-    return LatentEncoderError("OUTPUT_DIR_NOT_WRITABLE", f"The folder '{folder.name}' cannot be written ({reason}).")
+    hint = None
+    if error.errno in _NO_FOLDER:
+        hint = "A file stands where a folder should be, or the other way round: choose another name."
+    return LatentEncoderError(
+        "OUTPUT_DIR_NOT_WRITABLE", f"The folder '{folder.name}' cannot be written ({reason}).", hint
+    )

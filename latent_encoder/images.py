@@ -65,7 +65,7 @@ def check_image(data: bytes) -> PictureInfo:
     if not data:
         raise LatentEncoderError("IMAGE_INVALID", "The picture is empty (0 bytes).", "Copy or upload the file again.")
     try:
-        with _strict_pillow(), Image.open(io.BytesIO(_without_png_texts(data)), formats=FORMATS) as image:
+        with open_image(data) as image:
             return _decode(image)
     except LatentEncoderError:
         raise
@@ -81,6 +81,18 @@ def check_image(data: bytes) -> PictureInfo:
         raise LatentEncoderError("OUT_OF_MEMORY", "There is not enough memory to decode the picture.") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing ran into
         raise LatentEncoderError("IMAGE_INVALID", f"The picture is damaged or cut short ({error}).") from error
+
+
+@contextmanager
+def open_image(data: bytes) -> Iterator[Image.Image]:
+    """The picture, opened with Pillow's own defaults; its pixels are to be loaded inside the block.
+
+    Raises whatever Pillow raises; data that ``check_image`` has passed opens and loads.
+    """
+    from PIL import Image
+
+    with _strict_pillow(), Image.open(io.BytesIO(_without_png_texts(data)), formats=FORMATS) as image:
+        yield image
 
 
 def _decode(image: Image.Image) -> PictureInfo:
@@ -159,8 +171,10 @@ def scaled_size(width: int, height: int, megapixels: float, resolution_steps: in
     factor = math.sqrt(megapixels * 1024 * 1024 / (width * height))
     scaled = tuple(round(side * factor / resolution_steps) * resolution_steps for side in (width, height))
     if min(scaled) < MIN_SIDE:
+        hint = "Choose fewer resolution_steps, or more megapixels." if resolution_steps > 1 else None
         raise LatentEncoderError(
             "SCALING_FAILED",
             f"{width} x {height} pixels become {scaled[0]} x {scaled[1]}; a side needs at least {MIN_SIDE}.",
+            hint,
         )
     return scaled[0], scaled[1]

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,30 +25,26 @@ from .latent_format import (
     FILE_FORMATS,
     RECORD,
     RESERVED_METADATA,
-    TENSOR_SHA256,
     Nested,
     SafetensorsContent,
     as_text,
     bare_tensor_content,
-    data_section,
+    header_metadata,
     parse,
     safetensors_content,
 )
-from .paths import MAX_PART_BYTES, check_relative, read_regular_file
+from .paths import MAX_PART_BYTES, check_relative
+from .records import check_tensors, known_record, placement, read_with_sidecar, sidecar_of
 
 if TYPE_CHECKING:
     from .models import LatentRecord
 
 IF_EXISTS = ("number", "overwrite", "fail")
-SIDECAR_SUFFIX = ".json"
 PREVIEW_SUFFIX = ".webp"
-MAX_FILE_BYTES = 1 << 34
 MAX_STEM_BYTES = MAX_PART_BYTES - 32  # leaves room for number, suffix and ".webp"
 THREAD_BYTES = 1 << 20  # below it, starting a thread costs more than the checksum
 
 _NOT_IN_HEADER = {"path", "filename", "subfolder", "type", "file_bytes", "file_sha256"}
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,33 +110,48 @@ def save_latent(
         LatentEncoderError: INVALID_REQUEST, FORMAT_UNSUPPORTED, LATENT_INVALID, FILE_EXISTS, DISK_FULL,
             OUTPUT_DIR_NOT_WRITABLE or PATH_NOT_ALLOWED (a name too long); then no file is left.
     """
-    from .models import LatentRecord
-
-    check_choice("file_format", file_format, FILE_FORMATS)
     check_choice("if_exists", if_exists, IF_EXISTS)
     check_stem(stem, "stem")
-    made = {"pack_version": __version__, "created_at": datetime.now(timezone.utc)}
-    told = {key: as_text(value) if isinstance(value, str) else value for key, value in (record or {}).items()}
-    full_record = LatentRecord.model_validate(made | told | _facts_of(latent) | {"file_format": file_format})
-    content: SafetensorsContent | bytes
-    if file_format in ("pt", "npy"):
-        content = bare_tensor_content(latent, file_format)
-    else:
-        header_record = full_record.model_dump_json(exclude=_NOT_IN_HEADER)
-        content = safetensors_content(latent, _header_metadata(metadata) | {RECORD: header_record})
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
-        with TemporaryFile(folder) as file:
-            digest, size = _write(file, content)
-            full_record.file_sha256, full_record.file_bytes = digest, size
-            for name in _candidate_names(stem, file_format, if_exists, first_number):
-                if _place(file, folder / name, full_record, preview, overwrite=if_exists == "overwrite"):
-                    sync_folder(folder)
-                    return SavedLatent(folder / name, full_record.model_dump(mode="json"))
-    except OSError as error:
-        raise from_os_error(error, folder) from error
-    raise LatentEncoderError("FILE_EXISTS", f"There is a file '{stem}.{file_format}' already.")
+    full_record, content = _prepare(latent, file_format, record, metadata)
+    numbers = count(first_number) if if_exists == "number" else None
+    return _save(content, folder, stem, full_record, numbers, preview, overwrite=if_exists == "overwrite")
+
+
+def encode_latent(
+    latent: dict[str, Any],
+    *,
+    file_format: str,
+    record: dict[str, Any] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> tuple[bytes, dict[str, Any]]:
+    """A latent file in memory: the bytes that ``save_latent`` would write, and its record without a place.
+
+    Raises:
+        LatentEncoderError: INVALID_REQUEST, FORMAT_UNSUPPORTED, LATENT_INVALID.
+    """
+    full_record, content = _prepare(latent, file_format, record, metadata)
+    if not isinstance(content, bytes):
+        content = b"".join([content.header(_sha256(content.buffers)), *content.buffers])
+    full_record.file_sha256, full_record.file_bytes = _sha256([content]), len(content)
+    return content, full_record.model_dump(mode="json")
+
+
+def place_latent(
+    content: bytes, folder: Path, stem: str, *, record: dict[str, Any], overwrite: bool = False
+) -> SavedLatent:
+    """Save a latent file's bytes unchanged as ``<stem>.<record's file_format>``, as safely as ``save_latent`` does.
+
+    Args:
+        record: its LatentRecord as JSON values; ``path`` and ``filename`` are filled in.
+
+    Raises:
+        LatentEncoderError: FILE_EXISTS where the name is taken and ``overwrite`` is not wanted; DISK_FULL,
+            OUTPUT_DIR_NOT_WRITABLE, PATH_NOT_ALLOWED; then no file is left.
+    """
+    from .models import LatentRecord
+
+    check_stem(stem, "stem")
+    return _save(content, folder, stem, LatentRecord.model_validate(record), None, None, overwrite=overwrite)
 
 
 def load_latent(path: Path, *, nested: Nested | None = None) -> LoadedLatent:
@@ -161,30 +169,92 @@ def load_latent(path: Path, *, nested: Nested | None = None) -> LoadedLatent:
             FORMAT_UNSUPPORTED for a suffix of no latent, a newer version, and a nested latent where ``nested`` is None;
             OUT_OF_MEMORY.
     """
-    from .models import SCHEMA_VERSION
-
     file_format = path.suffix.lower().removeprefix(".")
     if file_format not in FILE_FORMATS:
         hint = f"Choose a file that ends in {', '.join('.' + name for name in FILE_FORMATS)}."
         raise LatentEncoderError("FORMAT_UNSUPPORTED", f"'{path.name}' is no latent file by its name.", hint)
-    data, digest, sidecar = _read_with_sidecar(path)
+    data, digest, sidecar = read_with_sidecar(path)
     latent, metadata = parse(data, file_format, nested)
-    expected = metadata.get(TENSOR_SHA256)
-    if sidecar is None and expected is not None and hashlib.sha256(data_section(data)).hexdigest() != expected:
-        raise _damaged(path, "its tensors' checksum is not the one in its header")
-    record = sidecar or _header_record(metadata)
-    if record.schema_version > SCHEMA_VERSION:
-        raise LatentEncoderError(
-            "FORMAT_UNSUPPORTED", f"'{path.name}' is of version {record.schema_version}.", "Update Latent Encoder."
-        )
-    placed = {
-        "path": as_text(str(path.absolute())),
-        "filename": as_text(path.name),
-        "file_sha256": digest,
-        "file_bytes": len(data),
-    }
-    known = record.model_dump() | _facts_of(latent) | placed | {"file_format": file_format}
+    if sidecar is None:
+        check_tensors(path, data, metadata)
+    record = known_record(sidecar, metadata)
+    known = record.model_dump() | _facts_of(latent) | placement(path, data, digest)
     return LoadedLatent(latent, type(record).model_validate(known).model_dump(mode="json"), sidecar is not None)
+
+
+def verify_latent(path: Path) -> dict[str, Any] | None:
+    """The record of a latent file whose checksum still fits; None for no file, another content, or no checksum.
+
+    The checksum is the sidecar's, or else the one in the header; then the sidecar, which a crash has lost, is written
+    again. Needs no torch.
+
+    Raises:
+        LatentEncoderError: FORMAT_UNSUPPORTED for a newer version; DISK_FULL or OUTPUT_DIR_NOT_WRITABLE.
+    """
+    try:
+        data, digest, sidecar = read_with_sidecar(path)
+        metadata = header_metadata(data) if path.suffix[1:] in ("safetensors", "latent") else {}
+        if sidecar is None and not check_tensors(path, data, metadata):
+            return None
+        record = known_record(sidecar, metadata)
+    except LatentEncoderError as error:
+        if error.code in ("LATENT_NOT_FOUND", "LATENT_INVALID"):
+            return None
+        raise
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    record = record.model_copy(update=placement(path, data, digest))
+    if sidecar is None:
+        try:
+            with name_lock(path), TemporaryFile(path.parent) as file:
+                file.write(_sidecar_bytes(record))
+                file.place_over(sidecar_of(path))
+        except OSError as error:
+            raise from_os_error(error, path.parent) from error
+    return record.model_dump(mode="json")
+
+
+def _prepare(
+    latent: dict[str, Any], file_format: str, record: dict[str, Any] | None, metadata: dict[str, str] | None
+) -> tuple[LatentRecord, SafetensorsContent | bytes]:
+    """The record, as far as it is known before the file has a place, and the file's content."""
+    from .models import LatentRecord
+
+    check_choice("file_format", file_format, FILE_FORMATS)
+    made = {"pack_version": __version__, "created_at": datetime.now(timezone.utc)}
+    told = {key: as_text(value) if isinstance(value, str) else value for key, value in (record or {}).items()}
+    full_record = LatentRecord.model_validate(made | told | _facts_of(latent) | {"file_format": file_format})
+    if file_format in ("pt", "npy"):
+        return full_record, bare_tensor_content(latent, file_format)
+    header_record = full_record.model_dump_json(exclude=_NOT_IN_HEADER)
+    return full_record, safetensors_content(latent, _header_metadata(metadata) | {RECORD: header_record})
+
+
+def _save(
+    content: SafetensorsContent | bytes,
+    folder: Path,
+    stem: str,
+    record: LatentRecord,
+    numbers: Iterable[int] | None,
+    preview: bytes | None,
+    *,
+    overwrite: bool,
+) -> SavedLatent:
+    """Write the content under a temporary name, then give it the first free one of the ``numbers``, or the one name."""
+    suffix = record.file_format
+    names = [f"{stem}.{suffix}"] if numbers is None else (f"{stem}_{number:05}_.{suffix}" for number in numbers)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        with TemporaryFile(folder) as file:
+            record.file_sha256, record.file_bytes = _write(file, content)
+            for name in names:
+                if _place(file, folder / name, record, preview, overwrite=overwrite):
+                    sync_folder(folder)
+                    return SavedLatent(folder / name, record.model_dump(mode="json"))
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+    raise LatentEncoderError("FILE_EXISTS", f"'{stem}.{suffix}' exists already.")
 
 
 def _facts_of(latent: dict[str, Any]) -> dict[str, Any]:
@@ -206,12 +276,6 @@ def _facts_of(latent: dict[str, Any]) -> dict[str, Any]:
 
 def _header_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
     return {as_text(key): as_text(value) for key, value in (metadata or {}).items() if key not in RESERVED_METADATA}
-
-
-def _candidate_names(stem: str, file_format: str, if_exists: str, first_number: int) -> Iterator[str]:
-    numbers: Iterable[int] = count(first_number)
-    names = (f"{stem}_{number:05}_.{file_format}" for number in numbers)
-    return names if if_exists == "number" else iter([f"{stem}.{file_format}"])
 
 
 def _write(file: TemporaryFile, content: SafetensorsContent | bytes) -> tuple[str, int]:
@@ -254,6 +318,10 @@ def _sha256(parts: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
+def _sidecar_bytes(record: LatentRecord) -> bytes:
+    return record.model_dump_json(indent=2).encode()
+
+
 def _place(file: TemporaryFile, final: Path, record: LatentRecord, preview: bytes | None, *, overwrite: bool) -> bool:
     """Give the file its name, then its sidecar and preview theirs; False where the name is taken.
 
@@ -263,7 +331,7 @@ def _place(file: TemporaryFile, final: Path, record: LatentRecord, preview: byte
         return False  # without a lock for each of the numbers that are taken
     record.path, record.filename = as_text(str(final.absolute())), final.name
     beside = {final.with_name(final.name + PREVIEW_SUFFIX): preview}
-    beside[final.with_name(final.name + SIDECAR_SUFFIX)] = record.model_dump_json(indent=2).encode()
+    beside[sidecar_of(final)] = _sidecar_bytes(record)
     with contextlib.ExitStack() as stack:
         stack.enter_context(name_lock(final))
         if not overwrite and os.path.lexists(final):
@@ -281,64 +349,3 @@ def _place(file: TemporaryFile, final: Path, record: LatentRecord, preview: byte
         for path, temporary in ready.items():
             temporary.place_over(path)
     return True
-
-
-def _read_with_sidecar(path: Path) -> tuple[bytes, str, LatentRecord | None]:
-    """The file's bytes, their sha256, and the record in its sidecar, which fits them.
-
-    A writer may replace the two between our two looks: only what does not fit twice is damaged.
-    """
-    before = None
-    while True:
-        data = read_regular_file(
-            path,
-            not_found="LATENT_NOT_FOUND",
-            invalid="LATENT_INVALID",
-            too_large="LATENT_INVALID",
-            limit=MAX_FILE_BYTES,
-        )
-        sidecar = _read_sidecar(path)
-        digest = hashlib.sha256(data).hexdigest()
-        if sidecar is None or sidecar.file_sha256 == digest:
-            return data, digest, sidecar
-        if before == (digest, sidecar):
-            raise _damaged(path, "its checksum is not the one in its sidecar")
-        before = (digest, sidecar)
-        time.sleep(0.02)
-
-
-def _read_sidecar(path: Path) -> LatentRecord | None:
-    """The record beside the file; None where there is none, or not one of ours."""
-    from .models import LatentRecord
-
-    sidecar = path.with_name(path.name + SIDECAR_SUFFIX)
-    try:
-        data = read_regular_file(
-            sidecar, not_found="LATENT_NOT_FOUND", invalid="LATENT_INVALID", too_large="LATENT_INVALID", limit=1 << 24
-        )
-        record = LatentRecord.model_validate(json.loads(data))
-    except LatentEncoderError as error:
-        if error.code == "LATENT_NOT_FOUND":
-            return None
-        reason = error.message
-    except (ValueError, RecursionError):
-        reason = "it is no record"
-    else:
-        if record.file_sha256:
-            return record
-        reason = "it holds no checksum"
-    logger.warning("Latent Encoder: %s is ignored (%s); the latent beside it is unverified.", sidecar.name, reason)
-    return None
-
-
-def _header_record(metadata: dict[str, str]) -> LatentRecord:
-    from .models import LatentRecord
-
-    try:
-        return LatentRecord.model_validate(json.loads(metadata.get(RECORD, "{}")))
-    except (ValueError, RecursionError) as error:
-        raise LatentEncoderError("LATENT_INVALID", f"The header's '{RECORD}' is damaged.") from error
-
-
-def _damaged(path: Path, how: str) -> LatentEncoderError:
-    return LatentEncoderError("LATENT_INVALID", f"'{path.name}' was changed after it was written: {how}.")

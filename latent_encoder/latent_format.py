@@ -140,6 +140,17 @@ def data_section(data: bytes) -> memoryview:
     return memoryview(data)[8 + int.from_bytes(data[:8], "little") :]
 
 
+def header_metadata(data: bytes) -> dict[str, str]:
+    """The metadata in a safetensors file's header.
+
+    Raises:
+        ValueError, AttributeError, RecursionError: the bytes begin with no such header.
+    """
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    return metadata
+
+
 def _samples_of(latent: dict[str, Any]) -> Any:
     if "samples" not in latent:
         raise LatentEncoderError("LATENT_INVALID", "The LATENT has no 'samples'.", "Wire in a VAEEncode or a sampler.")
@@ -217,8 +228,7 @@ def _parse_safetensors(data: bytes, nested: Nested | None) -> tuple[dict[str, An
 
     try:
         tensors = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        metadata = header_metadata(data)
     except MemoryError:
         raise
     except Exception as error:  # safetensors raises its own type, KeyError for an unknown dtype, and others
@@ -278,6 +288,8 @@ def _parse_pt(data: bytes) -> torch.Tensor:
         raise
     except Exception as error:  # pickle, zip and torch errors alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if type(error).__name__ == "UnpicklingError":  # torch's words tell how to load it all the same
+            reason = "its pickle holds more than a tensor, or is damaged"
         raise LatentEncoderError(
             "LATENT_INVALID",
             f"The file is no tensor that can be loaded safely ({reason}).",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import LatentEncoderError
@@ -28,11 +29,14 @@ def check_relative(name: str, field: str) -> str:
             more than 255 bytes.
     """
     if not isinstance(name, str) or not name.strip():
-        raise LatentEncoderError("INVALID_REQUEST", f"'{field}' is empty.", "Give it a file name.")
+        problem = "is empty" if isinstance(name, str) else f"is {name!r:.80}, not text"
+        raise LatentEncoderError("INVALID_REQUEST", f"'{field}' {problem}.", "Give it a file name.")
     parts = name.split("/")
     encoded = name.encode("utf-8", "surrogatepass")
-    if name.startswith("/") or _DRIVE.match(name):
+    if name.startswith("/"):
         problem = "is an absolute path"
+    elif _DRIVE.match(name):
+        problem = "begins with a drive letter"
     elif "\\" in name:
         problem = "contains a backslash"
     elif any(byte < 32 or byte == 127 for byte in encoded):
@@ -47,11 +51,10 @@ def check_relative(name: str, field: str) -> str:
         problem = f"has a part that is longer than {MAX_PART_BYTES} bytes"
     else:
         return name
-    shown = name if len(name) <= 80 else name[:77] + "..."
     raise LatentEncoderError(
         "PATH_NOT_ALLOWED",
-        f"'{field}' {problem}: {shown!r}.",
-        "Use a relative name with '/' between its parts; it is looked for inside ComfyUI's own folders only.",
+        f"'{field}' {problem}: {_shown(name)}.",
+        "Use a relative name with '/' between its parts; it stays inside ComfyUI's own folders.",
     )
 
 
@@ -78,6 +81,33 @@ def resolve_inside(root: str | Path, name: str, field: str) -> Path:
     return path
 
 
+def resolve_under(roots: Sequence[Path], name: str, field: str) -> Path:
+    """The real path of ``name``, absolute or relative to the working directory, symbolic links followed; it need not
+    exist.
+
+    Raises:
+        LatentEncoderError: PATH_NOT_ALLOWED for a null byte, any ``..`` part, or a path outside all of ``roots``.
+    """
+    if "\0" in name or ".." in re.split(r"[/\\]", name):
+        reason = "a null byte" if "\0" in name else "'..'"
+        raise LatentEncoderError("PATH_NOT_ALLOWED", f"'{field}' contains {reason}.")
+    try:
+        path = Path(os.path.realpath(name))
+    except (OSError, ValueError) as error:
+        raise LatentEncoderError("PATH_NOT_ALLOWED", f"'{field}' cannot be resolved ({error}).") from error
+    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
+        raise LatentEncoderError(
+            "PATH_NOT_ALLOWED",
+            f"'{field}' is {_shown(name)}, which lies outside the allowed folders.",
+            "Name a file inside one of them; the administrator sets them as INPUT_ROOTS and OUTPUT_ROOTS.",
+        )
+    return path
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 80 else name[:77] + "...")
+
+
 def read_regular_file(path: Path, *, not_found: str, invalid: str, too_large: str, limit: int) -> bytes:
     """The bytes of a regular file, read once; nothing is read from a device, pipe or folder.
 
@@ -93,7 +123,8 @@ def read_regular_file(path: Path, *, not_found: str, invalid: str, too_large: st
         # Without O_NONBLOCK, opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise LatentEncoderError(not_found, f"There is no file '{path.name}'.") from error
+        reason = f"There is no file '{path.name}' in the folder '{path.parent.name}'."
+        raise LatentEncoderError(not_found, reason) from error
     except OSError as error:
         raise LatentEncoderError(invalid, f"'{path.name}' cannot be opened ({error.strerror}).") from error
     try:

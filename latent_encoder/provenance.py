@@ -73,19 +73,39 @@ def measure(picture_shape: Sequence[int], latent_shape: Sequence[int]) -> dict[s
     return {"scaled_size": size, "downscale": downscale(size, (latent_shape[-1], latent_shape[-2]))}
 
 
-def graph_metadata(prompt: Mapping[str, Any] | None, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, str]:
-    """The header's ``prompt``, ``workflow`` and the like, as ComfyUI's own SaveLatent writes them."""
+def graph_metadata(prompt: Mapping[str, Any] | None, extra_pnginfo: Any) -> dict[str, str]:
+    """The header's ``prompt``, ``workflow`` and the like, as ComfyUI's own SaveLatent writes them.
+
+    Args:
+        extra_pnginfo: what the client sent along; ComfyUI does not check that it is an object.
+    """
     # ComfyUI leaves each node's fingerprint in the prompt, and a NaN there is no JSON for anybody but Python.
     nodes = {key: {k: v for k, v in node.items() if k != "is_changed"} for key, node in (prompt or {}).items()}
     metadata = {"prompt": json.dumps(nodes)} if nodes else {}
-    return metadata | {key: json.dumps(value) for key, value in (extra_pnginfo or {}).items()}
+    extra = extra_pnginfo if isinstance(extra_pnginfo, Mapping) else {}
+    return metadata | {key: json.dumps(value) for key, value in extra.items()}
 
 
-def request_id(extra_pnginfo: Any) -> str | None:
-    """The id that a service sent along as ``extra_data.extra_pnginfo.latent_encoder``; None for none or an odd one."""
-    request = extra_pnginfo.get("latent_encoder") if isinstance(extra_pnginfo, dict) else None
-    found = request.get("request_id") if isinstance(request, dict) else None
-    return found if isinstance(found, str) and REQUEST_ID.fullmatch(found) else None
+def requested(extra_pnginfo: Any) -> dict[str, str]:
+    """The record's ``request_id`` and ``image_name`` as far as the sender of the prompt told them, in
+    ``extra_data.extra_pnginfo.latent_encoder``.
+
+    Raises:
+        LatentEncoderError: INVALID_REQUEST for a ``request_id`` that is not like ``REQUEST_ID``, or a name that is no
+            text.
+    """
+    told = extra_pnginfo.get("latent_encoder") if isinstance(extra_pnginfo, dict) else None
+    if not isinstance(told, dict):
+        return {}
+    facts = {key: told[key] for key in ("request_id", "image_name") if told.get(key) is not None}
+    for key, value in facts.items():
+        if not isinstance(value, str) or (key == "request_id" and not REQUEST_ID.fullmatch(value)):
+            raise LatentEncoderError(
+                "INVALID_REQUEST",
+                f"'extra_pnginfo.latent_encoder.{key}' is {str(value)[:160]!r}.",
+                "A request_id has 1 to 128 letters, digits, '.', '_' and '-', and begins with a letter or digit.",
+            )
+    return facts
 
 
 def check_decodable(
@@ -100,9 +120,13 @@ def check_decodable(
     Raises:
         LatentEncoderError: VAE_MISMATCH.
     """
-    shape = record.get("latent_shape") or []
-    if not shape or isinstance(shape[0], list):
+    shape = record.get("latent_shape")
+    if shape is None or (shape and isinstance(shape[0], list)):
         return
+    if 0 in shape or not shape:
+        raise LatentEncoderError(
+            "VAE_MISMATCH", f"This latent has the shape {shape}: nothing that a VAE could decode.", "Encode it again."
+        )
     wrong = []
     if channels is not None and len(shape) > 1 and shape[1] != channels:
         wrong.append(f"{channels} channels, not {shape[1]}")

@@ -25,6 +25,7 @@ from ..latent_encoder.images import (
     scaled_size,
 )
 from ..latent_encoder.paths import read_regular_file
+from ..latent_encoder.provenance import requested
 from ..latent_encoder.staged_pictures import StagedPictures
 from . import comfyui_host
 from .saving import DEFAULT_PREFIX, SaveOptions, save_inputs, saved_outputs
@@ -59,7 +60,7 @@ class EncodeToLatentFile(io.ComfyNode):
                 *save_inputs(),
             ],
             outputs=saved_outputs(),
-            hidden=[io.Hidden.dynprompt],
+            hidden=[io.Hidden.dynprompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -93,6 +94,7 @@ class EncodeToLatentFile(io.ComfyNode):
         check_recipe(upscale_method, megapixels, resolution_steps)
         options = SaveOptions(filename_prefix, file_format, if_exists, folder, preview)
         scaling = _scaling_inputs(upscale_method, megapixels, resolution_steps)
+        requested(cls.hidden.extra_pnginfo)  # what the save would refuse is refused before the VAE loads
         staged, picture = _stage(image, megapixels, resolution_steps, cls.hidden.dynprompt)
 
         graph = GraphBuilder()

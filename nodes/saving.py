@@ -12,7 +12,7 @@ from ..latent_encoder.errors import check_choice, from_os_error
 from ..latent_encoder.latent_file import IF_EXISTS, SavedLatent, check_stem, save_latent
 from ..latent_encoder.latent_format import FILE_FORMATS
 from ..latent_encoder.paths import resolve_inside
-from ..latent_encoder.provenance import graph_metadata, request_id
+from ..latent_encoder.provenance import graph_metadata, requested
 from . import comfyui_host
 
 FOLDERS = ("output", "temp")
@@ -121,7 +121,7 @@ def save(
     subfolder = Path(subfolder).as_posix() if subfolder else ""
     resolve_inside(root, subfolder or ".", "filename_prefix")  # what %year% and the like have named may be a link
     record = known | {
-        "request_id": request_id(hidden.extra_pnginfo),
+        **requested(hidden.extra_pnginfo),
         "subfolder": subfolder,
         "type": options.folder,
         "engine": "comfyui",

@@ -9,6 +9,7 @@ A suite is ``check`` (ruff, mypy) or a folder below ``tests/``. The exit code is
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,12 +57,33 @@ def run_pytest(suite: str) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         words = ["pytest", f"tests/{suite}", "-m", "not soak", "--durations=5", f"--junit-xml={report}"]
-        code = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=False).returncode
+        code = run_to_its_end([sys.executable, "-m", *words])
         result = read_report(suite, report)
     if code and not result.failed:
         print(f"pytest ended with exit code {code}")
         result.failed = 1  # it broke off, could not start, or found no test
     return result
+
+
+def run_to_its_end(words: list[str]) -> int:
+    """Run a command; Ctrl-C and SIGTERM reach it too, and it may still stop the servers that it has started."""
+    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        process.send_signal(signal.SIGINT)
+
+    stopped = False
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
+    return code
 
 
 def read_report(suite: str, report: Path) -> Result:
@@ -117,7 +139,9 @@ def main() -> int:
         for suite in chosen:
             results.append(run(suite))
     except KeyboardInterrupt:
-        results.append(Result(f"(stopped: {suite})", failed=1))
+        print_table(results)
+        print(f"stopped in the suite '{suite}'")
+        return 130
     print_table(results)
     return 1 if any(result.failed for result in results) else 0
 

@@ -6,12 +6,13 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pictures
 import pytest
 import torch
 from comfyui.folders import latents_in, put
-from comfyui.prompts import SMALL, by_hand, encode, node, run, save
+from comfyui.prompts import SMALL, Outcome, by_hand, encode, node, run, save
 from comfyui.servers import Server
 from comfyui.small_vae import NAME as SMALL_VAE
 from safetensors import safe_open
@@ -64,6 +65,21 @@ def test_resolution_steps_are_those_of_the_chain_by_hand(server: Server, prefix:
     assert_same_as_by_hand(server, image, SMALL_VAE, prefix, steps=32)
     record = run(server, encode(image, SMALL_VAE, filename_prefix=f"{prefix}/x", resolution_steps=32)).record
     assert [side % 32 for side in record["scaled_size"]] == [0, 0]
+
+
+def test_request_of_the_sender_is_kept_or_refused(server: Server, prefix: str) -> None:
+    prompt = encode(put(server, f"{prefix}/a.png", pictures.png()), SMALL_VAE, filename_prefix=f"{prefix}/a")
+
+    def run_with(extra: Any) -> Outcome:
+        return run(server, prompt, extra_data={"extra_pnginfo": extra})
+
+    assert run_with({"latent_encoder": {"image_name": "shop/17.png"}}).record["image_name"] == "shop/17.png"
+    for extra in (5, "text", {"latent_encoder": 5}):
+        assert run_with(extra).record["request_id"] is None
+    before = sorted((server.output / prefix).iterdir())
+    for odd in ("", "a/b", "a" * 129, 5):
+        assert run_with({"latent_encoder": {"request_id": odd}}).code == "INVALID_REQUEST"
+    assert sorted((server.output / prefix).iterdir()) == before
 
 
 def test_record_says_what_was_done(server: Server, prefix: str) -> None:

@@ -210,6 +210,32 @@ def test_vae_of_other_dimensions_is_refused(server: Server, prefix: str) -> None
     assert run(server, load(f"{prefix}/a.safetensors [output]", server.host.demo_vae)).code == "VAE_MISMATCH"
 
 
+def test_latent_of_nothing_is_refused_where_a_vae_shall_decode_it(server: Server, prefix: str) -> None:
+    import numpy
+
+    path = server.output / prefix / "a.npy"
+    path.parent.mkdir()
+    for shape in ((), (0, 4, 8, 8), (1, 4, 0, 8)):
+        numpy.save(path, numpy.zeros(shape, numpy.float32))
+        assert run(server, load(f"{prefix}/a.npy [output]", SMALL_VAE)).code == "VAE_MISMATCH"
+
+
+def test_another_vae_of_the_same_shape_is_a_warning(server: Server, prefix: str) -> None:
+    image = put(server, f"{prefix}/a.png", pictures.png())
+    run(server, encode(image, server.host.demo_vae, filename_prefix=f"{prefix}/a"))
+    vaes = server.folder / "models" / "vae"
+    data = (vaes / server.host.demo_vae).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    other = vaes / f"{prefix}.safetensors"  # the same numbers behind a header with more spaces
+    other.write_bytes((length + 8).to_bytes(8, "little") + data[8 : 8 + length] + b" " * 8 + data[8 + length :])
+    try:
+        loaded = run(server, load(f"{prefix}/a_00001_.safetensors [output]", other.name))
+        assert loaded.success, loaded.text
+        assert f"was made by another VAE file ('{server.host.demo_vae}') than the one wired in" in server.log()
+    finally:
+        other.unlink()
+
+
 def test_changed_file_is_read_again(server: Server, prefix: str) -> None:
     """ComfyUI keeps a node's result; a latent that was replaced under the same name must not come from there."""
     prompt = load(f"{prefix}/a.safetensors [output]")

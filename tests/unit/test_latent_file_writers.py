@@ -27,7 +27,7 @@ from unit.latents_on_disk import (
 from unit.odd_latents import assert_same
 from unit.savers import Savers
 
-from latent_encoder import latent_file
+from latent_encoder import records
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.latent_file import load_latent, save_latent
 
@@ -97,7 +97,7 @@ def test_a_file_replaced_between_reading_it_and_its_sidecar(tmp_path: Path, monk
     """The interleaving that the test above meets by chance, forced."""
     path = save_latent(LATENT, tmp_path, "a", if_exists="overwrite").path
     other = {"samples": SAMPLES.flip(3)}
-    real, replaced = latent_file.read_regular_file, threading.Event()
+    real, replaced = records.read_regular_file, threading.Event()
 
     def read_then_replace(*arguments: Any, **options: Any) -> bytes:
         data = real(*arguments, **options)
@@ -106,7 +106,7 @@ def test_a_file_replaced_between_reading_it_and_its_sidecar(tmp_path: Path, monk
             save_latent(other, tmp_path, "a", if_exists="overwrite")
         return data
 
-    monkeypatch.setattr(latent_file, "read_regular_file", read_then_replace)
+    monkeypatch.setattr(records, "read_regular_file", read_then_replace)
     loaded = load_latent(path)
     assert_same(loaded.latent, other if loaded.verified else LATENT)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from latent_encoder.errors import LatentEncoderError
-from latent_encoder.provenance import check_decodable, describe_chain, downscale, vae_name
+from latent_encoder.provenance import check_decodable, describe_chain, downscale, graph_metadata, requested, vae_name
 
 GRAPH: dict[str, dict[str, Any]] = {
     "39": {"class_type": "VAELoader", "inputs": {"vae_name": "qwen_image_vae.safetensors"}},
@@ -119,7 +119,6 @@ QWEN = {"latent_shape": [1, 16, 1, 12, 16], "vae_name": "qwen_image_vae.safetens
         ({"latent_shape": None}, 4, 2),
         ({}, 4, 2),
         ({"latent_shape": [[1, 16, 1, 8, 8], [1, 8, 25, 16]]}, 16, 3),
-        ({"latent_shape": []}, 4, None),
     ],
 )
 def test_latents_that_fit(record: dict[str, Any], channels: int | None, dimensions: int | None) -> None:
@@ -140,3 +139,27 @@ def test_latents_that_do_not_fit(channels: int, dimensions: int | None, words: l
     with pytest.raises(LatentEncoderError) as caught:
         check_decodable({"latent_shape": [1, 16, 1, 12, 16]}, channels=channels, dimensions=dimensions, vae=None)
     assert "unknown" in caught.value.message
+
+
+@pytest.mark.parametrize("shape", [[], [0, 16, 1, 8, 8], [1, 4, 0, 8]])
+def test_latents_of_nothing(shape: list[int]) -> None:
+    """They are loaded as they are, and refused where a VAE shall decode them."""
+    with pytest.raises(LatentEncoderError, match="VAE_MISMATCH"):
+        check_decodable({"latent_shape": shape}, channels=None, dimensions=None, vae=None)
+
+
+@pytest.mark.parametrize("extra", [None, 5, "text", [], {}, {"latent_encoder": 5}, {"latent_encoder": {"other": 1}}])
+def test_a_prompt_that_asks_for_nothing(extra: Any) -> None:
+    assert requested(extra) == {}
+    assert isinstance(graph_metadata({"1": {"class_type": "A"}}, extra)["prompt"], str)
+
+
+def test_what_a_prompt_asks_for() -> None:
+    told = {"request_id": "order-17", "image_name": "a b/ü.png"}
+    assert requested({"latent_encoder": told | {"other": 1}}) == told
+
+
+@pytest.mark.parametrize("wrong", ["", "-a", "a/b", "a" * 129, "ä", "a\n", 5, ["a"], {}])
+def test_an_odd_request_id_is_refused(wrong: Any) -> None:
+    with pytest.raises(LatentEncoderError, match="INVALID_REQUEST"):
+        requested({"latent_encoder": {"request_id": wrong}})

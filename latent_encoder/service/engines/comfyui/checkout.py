@@ -21,8 +21,8 @@ PLAIN_FOLDERS = ("comfy/ComfyUI", "Documents/comfy/ComfyUI", "ComfyUI")
 
 
 def is_comfyui(folder: Path) -> bool:
-    """Whether ``folder`` holds ComfyUI's source."""
-    return (folder / "main.py").is_file() and (folder / "comfy" / "cli_args.py").is_file()
+    """Whether ``folder`` holds ComfyUI's source, which we may read."""
+    return all(os.access(folder / name, os.R_OK) for name in ("main.py", "comfy/cli_args.py"))
 
 
 def find_comfyui() -> Path | None:
@@ -41,7 +41,7 @@ def find_comfyui() -> Path | None:
         if not is_comfyui(folder):
             raise LatentEncoderError(
                 "ENGINE_UNAVAILABLE",
-                f"COMFYUI_PATH is '{configured}', and there is no ComfyUI.",
+                f"COMFYUI_PATH is '{configured}', and there is no ComfyUI that can be read.",
                 "Set COMFYUI_PATH to the folder that holds ComfyUI's main.py, or unset it.",
             )
         return folder
