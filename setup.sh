@@ -98,7 +98,7 @@ clone_comfyui() {
     fi
 }
 
-# The packages of the extras 'service' and 'dev' of pyproject.toml, one a line.
+# The packages of the extras of pyproject.toml, one a line.
 own_packages() {
     "$venv_python" - <<'PYTHON'
 try:
@@ -109,7 +109,7 @@ with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 extras = project["optional-dependencies"]
 own = f"{project['name']}["
-print(*[line for line in extras["service"] + extras["dev"] if not line.startswith(own)], sep="\n")
+print(*[line for lines in extras.values() for line in lines if not line.startswith(own)], sep="\n")
 PYTHON
 }
 
