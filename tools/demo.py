@@ -12,29 +12,26 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from PIL import Image, ImageOps
 
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT))  # ComfyUI runs in a process of its own and sees nothing of this
 
-from latent_encoder.errors import CATALOGUE, LatentEncoderError, find_code  # noqa: E402
+from latent_encoder.errors import LatentEncoderError  # noqa: E402
 from latent_encoder.models import DEFAULT_VAE  # noqa: E402
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui  # noqa: E402
 from latent_encoder.service.engines.comfyui.client import ComfyUIClient, PromptRejected  # noqa: E402
-from latent_encoder.service.engines.comfyui.server import ComfyUIServer  # noqa: E402
+from latent_encoder.service.engines.comfyui.failures import from_history, from_rejection  # noqa: E402
+from latent_encoder.service.engines.comfyui.launch import our_server  # noqa: E402
 
 BASE = ROOT / ".demo"
-MODEL_PATHS = BASE / "model_paths.yaml"
-PACK_PARTS = ("__init__.py", "nodes", "latent_encoder", "web", "locales", "workflows", "pyproject.toml")
 DEMO_VAE = "demo_vae.safetensors"
 DEMO_VAE_WIDE = "demo_vae_96.safetensors"
 
@@ -54,9 +51,6 @@ def main() -> int:
     except LatentEncoderError as error:
         print(f"\n{error.code}: {error.message}\nHint: {error.hint}", file=sys.stderr)
         return 1
-    except httpx.HTTPStatusError as error:
-        print(f"\nENGINE_UNAVAILABLE: ComfyUI refused a request: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
@@ -73,9 +67,7 @@ def demo(image: Path | None, vae: str | None, python: str) -> None:
     comfyui = find_comfyui()
     if comfyui is None:
         raise LatentEncoderError("ENGINE_UNAVAILABLE", "No ComfyUI is found.", "Run 'make setup', or set COMFYUI_PATH.")
-    prepare_base(comfyui)
-    arguments = ["--extra-model-paths-config", str(MODEL_PATHS), *device_arguments()]
-    server = ComfyUIServer(comfyui, base_directory=BASE, python=python, arguments=arguments)
+    server = our_server(comfyui, BASE, python=python, pack=ROOT)
     print(f"Starting ComfyUI ({comfyui}) ...", flush=True)
     start = time.monotonic()
     with server, ComfyUIClient(server.url) as client:
@@ -100,40 +92,6 @@ def read_picture(path: Path | None) -> tuple[bytes, str]:
         raise LatentEncoderError("IMAGE_NOT_FOUND", f"There is no picture '{path}'.", "Check its name.") from error
     except OSError as error:
         raise LatentEncoderError("IMAGE_INVALID", f"'{path}' cannot be read: {error.strerror}.") from error
-
-
-def prepare_base(comfyui: Path) -> None:
-    """Make ComfyUI's base directory, with this pack in its custom_nodes and the way to the models."""
-    pack = BASE / "custom_nodes" / "latent-encoder"
-    pack.parent.mkdir(parents=True, exist_ok=True)
-    if pack.is_symlink():
-        pack.unlink()
-    elif pack.exists():
-        shutil.rmtree(pack)
-    try:
-        pack.symlink_to(ROOT, target_is_directory=True)
-    except OSError:  # Windows without the right to make links
-        copy_pack(pack)
-    # JSON is YAML, and quotes any path.
-    paths = {"base_path": str(comfyui), "vae": "models/vae", "vae_approx": "models/vae_approx"}
-    MODEL_PATHS.write_text(json.dumps({"found_comfyui": paths}), encoding="utf-8")
-
-
-def copy_pack(target: Path) -> None:
-    """Copy what the nodes need."""
-    target.mkdir()
-    for source in (ROOT / name for name in PACK_PARTS):
-        if source.is_dir():
-            shutil.copytree(source, target / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.is_file():
-            shutil.copy2(source, target)
-
-
-def device_arguments() -> list[str]:
-    """``--cpu`` where torch finds nothing faster."""
-    import torch
-
-    return [] if torch.cuda.is_available() or torch.backends.mps.is_available() else ["--cpu"]
 
 
 def choose_vae(client: ComfyUIClient) -> str:
@@ -187,31 +145,10 @@ def run(client: ComfyUIClient, prompt: Prompt) -> list[dict[str, Any]]:
         entry = client.run(prompt, timeout=1800)
     except PromptRejected as rejected:
         raise from_rejection(rejected) from rejected
-    for event, message in entry["status"]["messages"]:
-        if event == "execution_error":
-            raise from_failure(str(message["exception_message"]), str(message["node_type"]))
-    if entry["status"]["status_str"] != "success":
-        raise LatentEncoderError("INTERRUPTED", "Somebody interrupted the prompt.")
+    failure = from_history(entry)
+    if failure is not None:
+        raise failure
     return list(entry["outputs"].values())
-
-
-def from_rejection(rejected: PromptRejected) -> LatentEncoderError:
-    """ComfyUI's refusal as an error of the catalogue."""
-    loader = [entry for entry in rejected.node_errors.values() if entry.get("class_type") == "VAELoader"]
-    if loader:
-        name = loader[0]["errors"][0]["extra_info"].get("received_value")
-        return LatentEncoderError("VAE_MODEL_NOT_FOUND", f"ComfyUI has no VAE '{name}' in models/vae.")
-    code = "INVALID_REQUEST" if rejected.node_errors else "NODES_MISSING"
-    return LatentEncoderError(code, str(rejected))
-
-
-def from_failure(text: str, node: str) -> LatentEncoderError:
-    """A node's failure as an error of the catalogue; its text is ``[CODE] message``, a newline, the hint."""
-    code = find_code(text)
-    if code is None:
-        return LatentEncoderError("VAE_MODEL_INVALID" if node == "VAELoader" else "ENCODING_FAILED", text.strip())
-    message, _, hint = text.partition(f"[{code}]")[2].strip().partition("\n")
-    return LatentEncoderError(code, message, hint or CATALOGUE[code].hint)
 
 
 def print_results(record: dict[str, Any], original: bytes, picture: dict[str, str], seconds: dict[str, float]) -> None:

@@ -6,13 +6,15 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
-from ipaddress import ip_address
 from types import TracebackType
 from typing import Any
 
 import httpx
 
 from latent_encoder.errors import LatentEncoderError
+
+from .address import Address, parse_address
+from .answers import expect_success, json_object
 
 FIRST_POLL_SECONDS = 0.02
 LONGEST_POLL_SECONDS = 0.25
@@ -43,39 +45,62 @@ class PromptRejected(Exception):
 class ComfyUIClient:
     """Talks to one ComfyUI server. May be shared by threads; close it, or use it as a context manager.
 
-    Every method raises LatentEncoderError: ENGINE_UNAVAILABLE where the server cannot be reached, TIMEOUT where it does
-    not answer; and httpx.HTTPStatusError for an answer that none of its callers can expect.
+    Every method raises LatentEncoderError: ENGINE_UNAVAILABLE where the server cannot be reached, wants another login
+    or is no ComfyUI, TIMEOUT where it does not answer. A method's ``timeout`` is in seconds and stands for the
+    client's.
 
     Args:
-        url: the server's address, such as ``http://127.0.0.1:8188``; may have a path.
+        url: the server's address, such as ``http://127.0.0.1:8188``; may have a path, and ``user:password@``.
         timeout: seconds for one HTTP call, not for a prompt.
+        token: sent as ``Authorization: Bearer``, where the URL has no user.
+
+    Raises:
+        LatentEncoderError: INVALID_REQUEST for no address of HTTP.
     """
 
-    def __init__(self, url: str, timeout: float = 60.0) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, timeout: float = 60.0, *, token: str | None = None) -> None:
+        self.address: Address = parse_address(url, token)
+        self.url = self.address.url
         self.client_id = str(uuid.uuid4())
-        # A proxy of the environment is for the outside, not for this machine.
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=not _is_loopback(self.url))
+        self.timeout = timeout
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers=self.address.headers,
+            timeout=timeout,
+            trust_env=not self.address.is_loopback,  # a proxy of the environment is for the outside
+        )
 
-    def submit(self, prompt: Mapping[str, Any], *, extra_data: Mapping[str, Any] | None = None) -> str:
+    def submit(
+        self,
+        prompt: Mapping[str, Any],
+        *,
+        extra_data: Mapping[str, Any] | None = None,
+        prompt_id: str | None = None,
+        timeout: float | None = None,
+    ) -> str:
         """Queue a prompt in API format; returns its id.
+
+        Args:
+            prompt_id: a UUID of the caller's, for whom it must be known even if the answer is lost.
 
         Raises:
             PromptRejected: some node or input is wrong. Nothing of the prompt is left to run.
         """
-        body = {"prompt": prompt, "client_id": self.client_id, "prompt_id": str(uuid.uuid4())}
+        prompt_id = prompt_id or str(uuid.uuid4())
+        body = {"prompt": prompt, "client_id": self.client_id, "prompt_id": prompt_id}
         if extra_data is not None:
             body["extra_data"] = extra_data
         # Not httpx's json=: that refuses NaN, which is ours to send and the node's to refuse.
         content = json.dumps(body).encode()
-        response = self._call("POST", "/prompt", content=content, headers={"Content-Type": "application/json"})
-        answer = _json_object(response)
-        if response.status_code == httpx.codes.BAD_REQUEST and answer:
-            error = answer.get("error") or {}
+        headers = {"Content-Type": "application/json"}
+        response = self._call("POST", "/prompt", timeout, content=content, headers=headers)
+        if response.status_code == httpx.codes.BAD_REQUEST:
+            refusal = json_object(response, self.address)
+            error = refusal.get("error") or {}
             error = error if isinstance(error, dict) else {"message": str(error)}
-            raise PromptRejected(error, answer.get("node_errors") or {})
-        response.raise_for_status()
-        prompt_id = str(answer["prompt_id"])
+            raise PromptRejected(error, refusal.get("node_errors") or {})
+        answer = json_object(expect_success(response, self.address), self.address)
+        prompt_id = str(answer.get("prompt_id", prompt_id))
         if answer.get("node_errors"):
             # Some of its outputs are valid: ComfyUI has queued those and dropped the others.
             self.cancel(prompt_id)
@@ -103,7 +128,8 @@ class ComfyUIClient:
             if now >= deadline:
                 raise LatentEncoderError("TIMEOUT", f"ComfyUI did not finish the prompt within {timeout:g} s.")
             if now >= next_queue_check:
-                self._check_that_it_is_known(prompt_id)
+                if not self.knows(prompt_id):
+                    raise LatentEncoderError("ENGINE_UNAVAILABLE", self.forgotten(), "Send the request again.")
                 next_queue_check = now + QUEUE_CHECK_SECONDS
             time.sleep(min(pause, deadline - now))
             pause = min(pause * 1.5, LONGEST_POLL_SECONDS)
@@ -114,46 +140,84 @@ class ComfyUIClient:
         """``submit``, then ``wait``."""
         return self.wait(self.submit(prompt, extra_data=extra_data), timeout)
 
-    def history(self, prompt_id: str) -> dict[str, Any] | None:
+    def history(self, prompt_id: str, *, timeout: float | None = None) -> dict[str, Any] | None:
         """The prompt's entry of ``/history``; None while it has not ended, or is unknown."""
-        entry = self._get(f"/history/{prompt_id}").json().get(prompt_id)
+        entry = self._get(f"/history/{prompt_id}", timeout).get(prompt_id)
         return entry if isinstance(entry, dict) else None
 
-    def queued(self) -> set[str]:
+    def queued(self, *, timeout: float | None = None) -> set[str]:
         """The ids of the prompts that run or wait."""
-        queue = self._get("/queue").json()
+        queue = self._get("/queue", timeout)
         return {str(item[1]) for key in ("queue_running", "queue_pending") for item in queue[key]}
 
-    def cancel(self, prompt_id: str) -> None:
+    def queue_length(self, *, timeout: float | None = None) -> int:
+        """How many prompts run or wait."""
+        return int(self._get("/prompt", timeout).get("exec_info", {}).get("queue_remaining", 0))
+
+    def knows(self, prompt_id: str, *, timeout: float | None = None) -> bool:
+        """Whether the prompt runs, waits or has ended."""
+        # In this order: a prompt goes from the queue to the history, never back.
+        return prompt_id in self.queued(timeout=timeout) or self.history(prompt_id, timeout=timeout) is not None
+
+    def forgotten(self) -> str:
+        """A sentence for a prompt that the server no longer knows."""
+        return f"ComfyUI at {self.url} no longer knows the prompt: it was restarted, or its queue was cleared."
+
+    def cancel(self, prompt_id: str, *, timeout: float | None = None) -> None:
         """Take the prompt from the queue, or interrupt it if it runs."""
-        self._post("/queue", {"delete": [prompt_id]})
-        self.interrupt(prompt_id)
+        self._post("/queue", {"delete": [prompt_id]}, timeout)
+        self.interrupt(prompt_id, timeout=timeout)
 
-    def interrupt(self, prompt_id: str | None = None) -> None:
+    def interrupt(self, prompt_id: str | None = None, *, timeout: float | None = None) -> None:
         """Interrupt this prompt if it runs; without an id, whatever runs."""
-        self._post("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id})
+        self._post("/interrupt", {} if prompt_id is None else {"prompt_id": prompt_id}, timeout)
 
-    def view(self, item: Mapping[str, str]) -> bytes:
-        """The bytes of a file that a node has named as ``{"filename", "subfolder", "type"}``."""
+    def view(self, item: Mapping[str, str], *, timeout: float | None = None) -> bytes:
+        """The bytes of a file that a node has named as ``{"filename", "subfolder", "type"}``.
+
+        Raises:
+            LatentEncoderError: LATENT_NOT_FOUND where it is not there.
+        """
         names = {key: item[key] for key in ("filename", "subfolder", "type") if key in item}
-        return self._get("/view", params=names).content
+        response = self._call("GET", "/view", timeout, params=names)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise LatentEncoderError(
+                "LATENT_NOT_FOUND", f"ComfyUI at {self.url} has no file '{item['filename']}' any more."
+            )
+        return expect_success(response, self.address).content
 
     def upload_image(
-        self, data: bytes, filename: str, *, subfolder: str = "", type: str = "input", overwrite: bool = True
+        self,
+        data: bytes,
+        filename: str,
+        *,
+        subfolder: str = "",
+        type: str = "input",
+        overwrite: bool = True,
+        timeout: float | None = None,
     ) -> dict[str, Any]:
-        """Put a file into the server's folder ``type`` (input, temp, output); returns its name, subfolder and type."""
+        """Put a file into the server's folder ``type`` (input, temp, output); returns its name, subfolder and type.
+
+        Raises:
+            LatentEncoderError: IMAGE_TOO_LARGE where the server does not take so many bytes.
+        """
         fields = {"subfolder": subfolder, "type": type, "overwrite": "true" if overwrite else "false"}
-        response = self._call("POST", "/upload/image", files={"image": (filename, data)}, data=fields)
-        response.raise_for_status()
-        return _json_object(response)
+        response = self._call("POST", "/upload/image", timeout, files={"image": (filename, data)}, data=fields)
+        if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+            raise LatentEncoderError(
+                "IMAGE_TOO_LARGE",
+                f"The server at {self.url} does not take a picture of {len(data):,} bytes.",
+                "Make the file smaller, or allow more there: ComfyUI's --max-upload-size, or the proxy's own limit.",
+            )
+        return json_object(expect_success(response, self.address), self.address)
 
-    def object_info(self, node: str | None = None) -> dict[str, Any]:
+    def object_info(self, node: str | None = None, *, timeout: float | None = None) -> dict[str, Any]:
         """The definitions of all nodes by id, or of one; empty where the server does not have that node."""
-        return _json_object(self._get("/object_info" if node is None else f"/object_info/{node}"))
+        return self._get("/object_info" if node is None else f"/object_info/{node}", timeout)
 
-    def system_stats(self) -> dict[str, Any]:
+    def system_stats(self, *, timeout: float | None = None) -> dict[str, Any]:
         """ComfyUI's version, command line, devices and memory."""
-        return _json_object(self._get("/system_stats"))
+        return self._get("/system_stats", timeout)
 
     def close(self) -> None:
         self._http.close()
@@ -166,31 +230,20 @@ class ComfyUIClient:
     ) -> None:
         self.close()
 
-    def _check_that_it_is_known(self, prompt_id: str) -> None:
-        # In this order: a prompt goes from the queue to the history, never back.
-        if prompt_id not in self.queued() and self.history(prompt_id) is None:
-            raise LatentEncoderError(
-                "ENGINE_UNAVAILABLE",
-                f"ComfyUI at {self.url} no longer knows the prompt: it was restarted, or its queue was cleared.",
-                "Send the request again.",
-            )
+    def _get(self, path: str, timeout: float | None) -> dict[str, Any]:
+        return json_object(expect_success(self._call("GET", path, timeout), self.address), self.address)
 
-    def _get(self, path: str, *, params: Mapping[str, str] | None = None) -> httpx.Response:
-        response = self._call("GET", path, params=params)
-        response.raise_for_status()
-        return response
+    def _post(self, path: str, body: Mapping[str, Any], timeout: float | None) -> None:
+        expect_success(self._call("POST", path, timeout, json=body), self.address)
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> None:
-        self._call("POST", path, json=body).raise_for_status()
-
-    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _call(self, method: str, path: str, timeout: float | None, **arguments: Any) -> httpx.Response:
         try:
-            return self._http.request(method, path, **arguments)
+            return self._http.request(method, path, timeout=self.timeout if timeout is None else timeout, **arguments)
         except httpx.ConnectTimeout as error:
             raise LatentEncoderError("ENGINE_UNAVAILABLE", f"ComfyUI at {self.url} cannot be reached.") from error
         except httpx.TimeoutException as error:
             raise LatentEncoderError("TIMEOUT", f"ComfyUI at {self.url} does not answer.") from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:
             reason = f"ComfyUI at {self.url} cannot be reached ({error})."
             raise LatentEncoderError("ENGINE_UNAVAILABLE", reason) from error
 
@@ -198,22 +251,3 @@ class ComfyUIClient:
 def _sentence(error: Mapping[str, Any]) -> str:
     message, details = str(error.get("message", "")), str(error.get("details", ""))
     return f"{message} ({details})" if message and details else message or details
-
-
-def _json_object(response: httpx.Response) -> dict[str, Any]:
-    """The answer's JSON object; empty where it is something else, as a proxy's error page is."""
-    try:
-        answer = response.json()
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
-
-
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

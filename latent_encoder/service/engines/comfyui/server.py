@@ -33,6 +33,7 @@ OPTIONAL_ARGUMENTS = (
     ("--disable-auto-launch",),
     ("--disable-api-nodes",),
 )
+OUR_SETTINGS = ("LATENT_ENCODER_", "KAFKA_", "COMFYUI_URL")
 PORT_TAKEN = ("already in use", "10048")  # every ComfyUI's words, and Windows' number
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -48,6 +49,7 @@ class ComfyUIServer:
         port: None takes a free one.
         arguments: added to ComfyUI's command line as they are, such as ``--cpu``.
         log_path: gets the server's output, written anew at each start; default ``<base_directory>/comfyui.log``.
+        pid_path: gets the process's id at each start, for one who must end what a killed program left behind.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ComfyUIServer:
         port: int | None = None,
         arguments: Sequence[str] = (),
         log_path: Path | None = None,
+        pid_path: Path | None = None,
     ) -> None:
         self.checkout = Path(checkout).absolute()
         self.base_directory = Path(base_directory).absolute()
@@ -66,6 +69,7 @@ class ComfyUIServer:
         self.python = str(Path(python).absolute()) if Path(python).is_file() else str(python)
         self.arguments = tuple(arguments)
         self.log_path = Path(log_path) if log_path else self.base_directory / "comfyui.log"
+        self.pid_path = pid_path
         self._wanted_port = port
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,7 +93,8 @@ class ComfyUIServer:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        process = self._process  # another thread may end it meanwhile
+        return process is not None and process.poll() is None
 
     def start(self, timeout: float = 180.0) -> None:
         """Start the process and return when it answers.
@@ -125,8 +130,8 @@ class ComfyUIServer:
             # Between our look and ComfyUI's bind another process may have taken the port.
             if self._wanted_port or not self._port_was_taken() or attempt == PORT_ATTEMPTS:
                 break
-        code = self._process.returncode if self._process else None
-        self._process = None
+        process, self._process = self._process, None
+        code = process.returncode if process else None
         raise LatentEncoderError(
             "ENGINE_UNAVAILABLE",
             f"ComfyUI ended while it started (exit code {code}). The end of its log:\n{self.log_tail()}",
@@ -193,7 +198,7 @@ class ComfyUIServer:
                 self._process = subprocess.Popen(
                     self.command(),
                     cwd=self.checkout,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1"},  # else a crash takes the log's end with it
+                    env=_environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -202,6 +207,8 @@ class ComfyUIServer:
             except OSError as error:
                 reason = f"'{self.python}' cannot be started: {error.strerror}."
                 raise LatentEncoderError("ENGINE_UNAVAILABLE", reason, "Run setup.sh.") from error
+        if self.pid_path is not None:
+            self.pid_path.write_text(str(self._process.pid), encoding="ascii")
 
     def _wait_until_it_answers(self, deadline: float) -> bool:
         """True when it answers, False when the process has ended."""
@@ -230,6 +237,12 @@ class ComfyUIServer:
     def _port_was_taken(self) -> bool:
         tail = self.log_tail().lower()
         return any(words in tail for words in PORT_TAKEN)
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what may hold a secret and is no business of ComfyUI's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OUR_SETTINGS)}
+    return kept | {"PYTHONUNBUFFERED": "1"}  # else a crash takes the log's end with it
 
 
 def _free_port() -> int:

@@ -1,0 +1,162 @@
+"""A ComfyUI that the service starts: its own folder, restarts after a crash and a hang, and nothing left at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from comfyui.hosts import Host
+from service.jobs import SLOW, assert_is_of, failure, is_up, job, picture, until
+
+from latent_encoder.checksum import file_sha256
+from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.engines.base import Call
+from latent_encoder.service.engines.comfyui import member
+from latent_encoder.service.engines.comfyui.engine import ComfyUIEngine
+from latent_encoder.service.engines.comfyui.supervisor import PID_FILE, end_leftover
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("supervised")
+
+
+@pytest.fixture(scope="module")
+def engine(newest_host: Host, models_folder: Path, state_dir: Path) -> Iterator[ComfyUIEngine]:
+    """An engine that has started a ComfyUI."""
+    made = ComfyUIEngine(
+        comfyui=newest_host.checkout, state_dir=state_dir, models=[models_folder], usual_url=NOWHERE, worker_id="own"
+    )
+    made.start()
+    yield made
+    made.close()
+
+
+def pid_of(state_dir: Path) -> int:
+    return int((state_dir / "comfyui-0" / PID_FILE).read_text())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_it_encodes_with_our_nodes_and_the_given_models(
+    engine: ComfyUIEngine, newest_host: Host, models_folder: Path
+) -> None:
+    wanted = job(vae_name=newest_host.demo_vae)
+    encoded = engine.encode(wanted, Call(60))
+    assert_is_of(encoded, wanted)
+    assert encoded.record["vae_sha256"] == engine.vae_sha256(newest_host.demo_vae)
+    assert encoded.record["vae_sha256"] == file_sha256(models_folder / "vae" / newest_host.demo_vae)
+    assert engine.vae_sha256("taesd") is None
+    assert engine.vae_sha256("../secret") is None
+
+
+def test_killed_during_an_encode_it_is_started_again_and_the_request_succeeds(
+    engine: ComfyUIEngine, newest_host: Host, state_dir: Path
+) -> None:
+    first = pid_of(state_dir)
+    wanted = job(picture(seed=1), vae_name=newest_host.demo_vae, megapixels=SLOW)
+    client = engine._pool.connections()[0].client
+    with ThreadPoolExecutor(1) as threads:
+        encoded = threads.submit(engine.encode, wanted, Call(120))
+        until(lambda: client.queued())
+        os.kill(first, signal.SIGKILL)
+        until(lambda: not is_up(engine), 5)
+        assert_is_of(encoded.result(), wanted)
+    assert pid_of(state_dir) != first
+    engine.check()
+
+
+def test_hung_it_is_a_timeout_and_started_again(engine: ComfyUIEngine, state_dir: Path) -> None:
+    hung = pid_of(state_dir)
+    os.kill(hung, signal.SIGSTOP)
+    error = failure(engine, job(picture(seed=2)), Call(2))
+    assert error.code == "TIMEOUT"
+    until(lambda: pid_of(state_dir) != hung, 30)
+    assert not is_running(hung)
+    wanted = job(picture(seed=3))
+    assert_is_of(engine.encode(wanted, Call(60)), wanted)  # waits until it is there again
+
+
+@pytest.mark.soak
+def test_a_prompt_that_runs_on_after_its_interruption_is_ended_with_the_server(
+    engine: ComfyUIEngine, newest_host: Host, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "STUCK_SECONDS", 1.0)
+    busy = pid_of(state_dir)
+    # One VAEEncode of many seconds looks at no interruption.
+    error = failure(engine, job(picture(seed=4), vae_name=newest_host.demo_vae, megapixels=4.0), Call(2))
+    assert error.code == "TIMEOUT"
+    until(lambda: pid_of(state_dir) != busy, 30)
+    until(lambda: is_up(engine), 60)
+
+
+@pytest.mark.soak
+def test_hung_without_work_it_is_started_again(
+    engine: ComfyUIEngine, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "PROBE_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(member, "HANG_SECONDS", 5.0)
+    hung = pid_of(state_dir)
+    os.kill(hung, signal.SIGSTOP)
+    until(lambda: not is_up(engine), 15)
+    until(lambda: pid_of(state_dir) != hung, 60)
+    until(lambda: is_up(engine), 60)
+
+
+def test_closed_it_leaves_no_process_and_answers_no_more(engine: ComfyUIEngine, state_dir: Path) -> None:
+    pid = pid_of(state_dir)
+    engine.close()
+    assert not is_running(pid)
+    assert not (state_dir / "comfyui-0" / PID_FILE).exists()
+    assert failure(engine, job()).code == "ENGINE_UNAVAILABLE"
+
+
+def test_what_a_killed_service_left_behind_is_ended_and_nothing_else(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ours = subprocess.Popen([*words, "--base-directory", str(tmp_path)], start_new_session=True)
+    other = subprocess.Popen(words, start_new_session=True)
+    try:
+        for process in (other, ours):
+            until(lambda pid=process.pid: Path("/proc", str(pid), "cmdline").read_bytes())
+            (tmp_path / PID_FILE).write_text(str(process.pid))
+            end_leftover(tmp_path)
+            assert not (tmp_path / PID_FILE).exists()
+        assert ours.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        other.kill()
+        ours.kill()
+
+
+def test_a_comfyui_that_does_not_start_says_why(tmp_path: Path) -> None:
+    comfyui = tmp_path / "comfyui"
+    (comfyui / "comfy").mkdir(parents=True)
+    (comfyui / "comfy" / "cli_args.py").write_text("")
+    (comfyui / "main.py").write_text("raise SystemExit('the reason for it')")
+    engine = ComfyUIEngine(comfyui=comfyui, state_dir=tmp_path / "state", usual_url=NOWHERE)
+    with pytest.raises(LatentEncoderError, match="the reason for it") as caught:
+        engine.start()
+    engine.close()
+    assert caught.value.code == "ENGINE_UNAVAILABLE"
+
+
+def test_a_folder_without_comfyui_is_never_replaced_by_another(tmp_path: Path) -> None:
+    engine = ComfyUIEngine(comfyui=tmp_path, state_dir=tmp_path / "state", usual_url=NOWHERE)
+    with pytest.raises(LatentEncoderError, match="COMFYUI_PATH") as caught:
+        engine.start()
+    assert caught.value.code == "ENGINE_UNAVAILABLE"
+    engine.close()
