@@ -1,0 +1,1 @@
+"""The doors: each translates between its callers and ``Encoder``, and does nothing more."""

@@ -1,0 +1,105 @@
+"""What must be so on this machine before the service starts: folders that can be written, a port that is free."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from latent_encoder.errors import LatentEncoderError
+
+from .config import NAMES, Settings
+from .engines.comfyui.checkout import is_comfyui
+from .requests import parse_request
+
+
+def check_start(settings: Settings, mode: str, refused: set[str]) -> list[str]:
+    """What stands in the way, each a sentence. Makes no folder and leaves nothing behind.
+
+    Args:
+        mode: ``standalone`` or ``rest``.
+        refused: attributes that are known to be wrong, and are not looked at.
+    """
+    checks: dict[str, Callable[[Settings], Iterator[str]]] = {
+        "output_dir": lambda settings: _check_folder(settings.output_dir),
+        "state_dir": lambda settings: _check_folder(settings.state_dir),
+        "comfyui_path": _check_comfyui,
+        "workflow": _check_workflow,
+    }
+    if mode == "rest":
+        checks |= {"rest_host": _check_guard, "rest_port": _check_port}
+    return [
+        f"{NAMES[attribute]} {problem}"
+        for attribute, check in checks.items()
+        if attribute not in refused
+        for problem in check(settings)
+    ]
+
+
+def check_request(fields: Mapping[str, Any], settings: Settings) -> list[str]:
+    """What is wrong with the fields of a request that the command line gives, in a sentence."""
+    try:
+        parse_request({**fields, "image_path": "-"}, settings)
+    except LatentEncoderError as error:
+        return [error.message]
+    return []
+
+
+def _check_folder(folder: Path) -> Iterator[str]:
+    """A folder that is there can be written; one that is not can be made."""
+    place = folder
+    while not place.exists() and not place.is_symlink() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        yield f"'{folder}' cannot be written: '{place}' is no folder."
+        return
+    try:
+        with tempfile.TemporaryFile(dir=place, prefix=".latent-encoder-"):
+            pass
+    except OSError as error:
+        yield f"'{folder}' cannot be written ({error.strerror})."
+
+
+def _check_comfyui(settings: Settings) -> Iterator[str]:
+    if settings.comfyui_path and not is_comfyui(settings.comfyui_path):
+        yield f"'{settings.comfyui_path}' holds no ComfyUI: name the folder with its main.py."
+
+
+def _check_workflow(settings: Settings) -> Iterator[str]:
+    if settings.workflow and not settings.workflow.is_file():
+        yield f"'{settings.workflow}' is no file."
+
+
+def _check_guard(settings: Settings) -> Iterator[str]:
+    """Whoever reaches an open address could read and write files here."""
+    if not (is_loopback(settings.rest_host) or settings.api_token or settings.no_auth):
+        yield (
+            f"'{settings.rest_host}' can be reached from other machines: set {NAMES['api_token']} to a token that"
+            " callers must send, or say --no-auth."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on ``host``."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_port(settings: Settings) -> Iterator[str]:
+    host, port = settings.rest_host.strip("[]"), settings.rest_port
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in addresses[:1]:
+            with socket.socket(family, kind, protocol) as listener:
+                if sys.platform != "win32":  # there it would share the port
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        yield f"{port} on {settings.rest_host} cannot be listened on ({reason}); another port, or 0 for any, may do."
