@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Encode a picture in a real ComfyUI, decode the latent file back, and say what came of it.
+"""Encode a picture in a real ComfyUI, decode the latent file back, and say what came of it. Where there is no ComfyUI,
+the embedded engine encodes, and nothing is decoded.
 
     python tools/demo.py [--image photo.jpg] [--vae name]
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import signal
 import sys
 import time
@@ -25,7 +27,8 @@ ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT))  # ComfyUI runs in a process of its own and sees nothing of this
 
 from latent_encoder.errors import LatentEncoderError  # noqa: E402
-from latent_encoder.models import DEFAULT_VAE  # noqa: E402
+from latent_encoder.images import check_image  # noqa: E402
+from latent_encoder.models import DEFAULT_VAE, EncodeRequest, LatentRecord  # noqa: E402
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui  # noqa: E402
 from latent_encoder.service.engines.comfyui.client import ComfyUIClient, PromptRejected  # noqa: E402
 from latent_encoder.service.engines.comfyui.failures import from_history, from_rejection  # noqa: E402
@@ -64,9 +67,11 @@ def demo(image: Path | None, vae: str | None, python: str) -> None:
         LatentEncoderError: any step's failure, with its code.
     """
     data, name = read_picture(image)
+    check_image(data)
     comfyui = find_comfyui()
     if comfyui is None:
-        raise LatentEncoderError("ENGINE_UNAVAILABLE", "No ComfyUI is found.", "Run 'make setup', or set COMFYUI_PATH.")
+        demo_without_comfyui(data, name, vae)
+        return
     server = our_server(comfyui, BASE, python=python, pack=ROOT)
     print(f"Starting ComfyUI ({comfyui}) ...", flush=True)
     start = time.monotonic()
@@ -76,6 +81,34 @@ def demo(image: Path | None, vae: str | None, python: str) -> None:
         record, encoded = encode(client, data, name, vae)
         picture, decoded = decode(client, record, vae)
     print_results(record, data, picture, {"start ComfyUI": started, "encode": encoded, "decode": decoded})
+
+
+def demo_without_comfyui(data: bytes, name: str, vae: str | None) -> None:
+    """The same by the service's encoder, which needs no ComfyUI; nothing is decoded."""
+    from latent_encoder.service.config import Settings
+    from latent_encoder.service.encoder import Encoder
+    from latent_encoder.service.engines.embedded import EmbeddedEngine
+
+    print("No ComfyUI is found: the embedded engine (diffusers) encodes.", flush=True)
+    models, picture = BASE / "models", BASE / "input" / name
+    for folder in (models / "vae", picture.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / "assets" / DEMO_VAE, models / "vae" / DEMO_VAE)
+    picture.write_bytes(data)
+    engine = EmbeddedEngine(models)
+    vae = vae or (DEFAULT_VAE if DEFAULT_VAE in engine.vaes() else DEMO_VAE)
+    print(f"Encoding {name} with {vae} ...", flush=True)
+    engine.start()
+    settings = Settings(output_dir=BASE / "output", input_roots=[picture.parent], state_dir=BASE / "state")
+    answer = Encoder(engine, settings).encode_image_to_latent(
+        EncodeRequest(image_path=str(picture), vae_model_name=vae)
+    )
+    engine.close()
+    if answer.error_code:
+        raise LatentEncoderError(answer.error_code, answer.error_message or "", answer.error_hint)
+    seconds = answer.metadata["processing_time_ms"] / 1000
+    print_record({key: value for key, value in answer.metadata.items() if key in LatentRecord.model_fields})
+    print(f"Time:         encode {seconds:.1f} s (the loading of the VAE included)")
 
 
 def read_picture(path: Path | None) -> tuple[bytes, str]:
@@ -153,16 +186,21 @@ def run(client: ComfyUIClient, prompt: Prompt) -> list[dict[str, Any]]:
 
 def print_results(record: dict[str, Any], original: bytes, picture: dict[str, str], seconds: dict[str, float]) -> None:
     """The record, the files, the quality of the round trip, the times."""
+    print_record(record)
     decoded = BASE / picture["type"] / picture["subfolder"] / picture["filename"]
-    print("\nRecord:")
-    for key, value in record.items():
-        print(f"  {key}: {json.dumps(value)}")
-    print(f"\nLatent file:  {record['path']} ({record['file_bytes']:,} bytes)")
     print(f"Decoded:      {decoded}")
     print(
         f"Round trip:   {psnr(original, decoded, tuple(record['scaled_size'])):.1f} dB PSNR against the scaled picture"
     )
     print(f"Time:         {', '.join(f'{step} {spent:.1f} s' for step, spent in seconds.items())}")
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """The record, then the file."""
+    print("\nRecord:")
+    for key, value in record.items():
+        print(f"  {key}: {json.dumps(value)}")
+    print(f"\nLatent file:  {record['path']} ({record['file_bytes']:,} bytes)")
 
 
 def psnr(original: bytes, decoded: Path, scaled_size: tuple[int, int]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -143,6 +144,7 @@ class Encoder:
         self, request: EncodeRequest, place: Place, picture_file: Path | None, call: Call
     ) -> tuple[dict[str, Any], bool]:
         """The record of the request's file, and whether it was there already."""
+        _check_vae_name(request.vae_model_name)
         if picture_file is None:
             picture_file = resolve_under(self._settings.input_roots, request.image_path, "image_path")
         with self._names.hold(place.folder / place.stem, call):
@@ -238,6 +240,12 @@ class Encoder:
             return different
         present = self.engine.vae_sha256(wanted["vae_name"])
         return [] if present in (None, record["vae_sha256"]) else ["vae_sha256"]
+
+
+def _check_vae_name(name: str) -> None:
+    """Refuse what leaves models/vae; a backslash is a Windows ComfyUI's way to write a subfolder."""
+    if "\0" in name or name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
+        raise LatentEncoderError("PATH_NOT_ALLOWED", f"'vae_model_name' leaves the folder of the VAEs: {name[:80]!r}.")
 
 
 def _read(path: Path) -> bytes:

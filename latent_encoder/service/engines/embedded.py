@@ -1,0 +1,195 @@
+"""The engine that needs no ComfyUI: Hugging Face diffusers' VAE classes, in this process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latent_encoder.checksum import file_sha256
+from latent_encoder.errors import LatentEncoderError
+from latent_encoder.images import scaled_size
+from latent_encoder.latent_file import encode_latent
+from latent_encoder.provenance import measure
+
+from .base import Call, EncodedLatent, EncodeJob
+from .devices import free_unused, is_out_of_memory, pick_device
+from .pixels import decode, scale
+from .vae_families import Vae, import_diffusers, load_vae
+from .vae_files import VaeFiles, find_vae, list_vaes
+
+if TYPE_CHECKING:
+    import torch
+
+KEPT_VAES = 2
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    vae: Vae
+    sha256: str | None
+    state: object
+
+
+class EmbeddedEngine:
+    """Encodes with diffusers on this machine's CUDA device, MPS device or CPU.
+
+    One picture is encoded at a time; others are decoded and scaled, and latents are laid out, meanwhile. A VAE stays in
+    memory until its file changes or two others have been used since.
+
+    Args:
+        model_dir: a ComfyUI ``models`` folder; VAEs are looked for in its ``vae`` and ``vae_approx``.
+    """
+
+    name = "embedded"
+    slots = 3
+
+    def __init__(self, model_dir: Path) -> None:
+        self._models = Path(model_dir)
+        self._loaded: dict[str, _Loaded] = {}  # the least recently used first
+        self._loading = threading.Lock()
+        self._encoding = threading.Lock()
+        self._closed = False
+
+    def start(self) -> None:
+        """Import torch and diffusers, which takes seconds, so that no request waits for it."""
+        try:
+            import_diffusers()
+            self.version()
+        except ImportError as error:
+            raise LatentEncoderError(
+                "ENGINE_UNAVAILABLE",
+                f"The engine 'embedded' needs diffusers and torch ({error}).",
+                "Install them with: pip install 'latent-encoder[embedded]'",
+            ) from error
+        self._closed = False
+
+    def close(self) -> None:
+        """Let go of the VAEs. A call that runs ends before its next layer."""
+        self._closed = True
+        with self._loading:
+            self._loaded.clear()
+
+    def check(self) -> None:
+        """Return at once unless the engine is closed: then ENGINE_UNAVAILABLE is raised."""
+        if self._closed:
+            raise LatentEncoderError("ENGINE_UNAVAILABLE", "The engine is closed.", "Start the service again.")
+
+    def version(self) -> str:
+        """diffusers' version."""
+        return _diffusers_version()
+
+    def vaes(self) -> list[str]:
+        """What VAELoader would list for this ``models`` folder, without the tiny ones that only ComfyUI knows."""
+        return list_vaes(self._models)
+
+    def vae_sha256(self, name: str) -> str | None:
+        """The sha256 of the VAE's one file; None for none or several files."""
+        try:
+            return _sha256_of(find_vae(self._models, name))
+        except (LatentEncoderError, OSError):
+            return None
+
+    def encode(self, job: EncodeJob, call: Call) -> EncodedLatent:
+        """Encode one picture: ``samples`` is float32, of the shape that ComfyUI's VAEEncode gives.
+
+        Raises:
+            LatentEncoderError: SCALING_FAILED, before the VAE is loaded; PATH_NOT_ALLOWED, VAE_MODEL_NOT_FOUND,
+                VAE_MODEL_INVALID; OUT_OF_MEMORY, ENCODING_FAILED; TIMEOUT, INTERRUPTED; ENGINE_UNAVAILABLE once the
+                engine is closed; FORMAT_UNSUPPORTED.
+        """
+        self._go_on(call)
+        picture = job.picture
+        size = scaled_size(picture.info.width, picture.info.height, job.megapixels, job.resolution_steps)
+        with self._failures():
+            loaded = self._vae(job.vae_name, call)
+            pixels = scale(decode(picture.data), size, job.upscale_method)
+            self._go_on(call)
+            samples = self._encode(loaded.vae, pixels, call)
+            self._go_on(call)
+            record = {
+                "request_id": job.request_id,
+                "vae_name": job.vae_name,
+                "vae_sha256": loaded.sha256,
+                "image_name": picture.name,
+                "image_sha256": picture.sha256,
+                "original_size": (picture.info.width, picture.info.height),
+                "upscale_method": job.upscale_method,
+                "megapixels": job.megapixels,
+                "resolution_steps": job.resolution_steps,
+                "engine": self.name,
+                "engine_version": self.version(),
+                **measure((1, *pixels.shape[2:], 3), samples.shape),
+            }
+            return EncodedLatent(*encode_latent({"samples": samples}, file_format=job.file_format, record=record))
+
+    def _encode(self, vae: Vae, pixels: torch.Tensor, call: Call) -> torch.Tensor:
+        def on_layer(part: float) -> None:
+            self._go_on(call)
+            call.report_progress(part)
+
+        with self._turn(self._encoding, call):
+            return vae.encode(pixels, on_layer)
+
+    def _vae(self, name: str, call: Call) -> _Loaded:
+        """The VAE, from memory where its files are still the same."""
+        with self._turn(self._loading, call):
+            files = find_vae(self._models, name)
+            loaded = self._loaded.pop(name, None)
+            while loaded is None or loaded.state != files.state():
+                loaded = None  # before the new one, so that there is memory for it
+                for unused in list(self._loaded)[: 1 - KEPT_VAES]:
+                    del self._loaded[unused]
+                state = files.state()
+                loaded = _Loaded(load_vae(files, pick_device()), _sha256_of(files), state)
+            self._loaded[name] = loaded
+            return loaded
+
+    def _go_on(self, call: Call) -> None:
+        self.check()
+        call.check()
+
+    @contextmanager
+    def _turn(self, lock: threading.Lock, call: Call) -> Iterator[None]:
+        """Hold the lock, for a caller who still waits by then."""
+        while not lock.acquire(timeout=POLL_SECONDS):
+            self._go_on(call)
+        try:
+            self._go_on(call)
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """What went wrong, in the catalogue's terms."""
+        try:
+            yield
+        except LatentEncoderError:
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise LatentEncoderError(
+                    "ENCODING_FAILED",
+                    f"diffusers could not encode the picture ({type(error).__name__}: {str(error)[:200]}).",
+                    "Try the engine 'comfyui', and report it with the log.",
+                ) from error
+            traceback.clear_frames(error.__traceback__)  # they hold on to what was computed
+            free_unused(pick_device())
+            raise LatentEncoderError("OUT_OF_MEMORY", "There is not enough memory to encode the picture.") from error
+
+
+@cache
+def _diffusers_version() -> str:
+    return importlib.metadata.version("diffusers")
+
+
+def _sha256_of(files: VaeFiles) -> str | None:
+    return file_sha256(files.paths[0]) if len(files.paths) == 1 else None
