@@ -10,6 +10,7 @@ from typing import Any
 
 import pictures
 import pytest
+import torch
 from comfyui.small_vae import NAME as SMALL_VAE
 from safetensors.torch import load
 
@@ -59,7 +60,7 @@ def assert_is_of(encoded: EncodedLatent, wanted: EncodeJob) -> None:
         **dict.fromkeys(("path", "filename", "subfolder", "type", "file_bytes", "file_sha256")),
     }
     assert {key: record[key] for key in expected} == expected
-    assert list(load(encoded.content)["latent_tensor"].shape) == record["latent_shape"]
+    assert list(samples(encoded).shape) == record["latent_shape"]
 
 
 def failure(engine: Engine, wanted: EncodeJob, call: Call | None = None) -> LatentEncoderError:
@@ -90,3 +91,13 @@ def is_up(engine: Engine) -> bool:
 def files_in(folder: Path) -> set[str]:
     """The names of all files below a folder."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def job_of_bytes(data: bytes, vae: str, **values: Any) -> EncodeJob:
+    """The job of encoding a picture's bytes with that VAE."""
+    return job(picture(data), vae_name=vae, **values)
+
+
+def samples(encoded: EncodedLatent) -> torch.Tensor:
+    """The latent in a safetensors file's bytes."""
+    return load(encoded.content)["latent_tensor"]

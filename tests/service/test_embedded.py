@@ -17,7 +17,8 @@ import pytest
 import torch
 from comfyui.servers import demo_vae
 from safetensors.torch import load_file, save_file
-from service.encode_jobs import job, samples
+from service.jobs import job_of_bytes as job
+from service.jobs import samples
 
 from latent_encoder import __version__
 from latent_encoder.checksum import file_sha256
@@ -275,7 +276,7 @@ from latent_encoder.service.engines.embedded import EmbeddedEngine
 print(sorted({"torch", "diffusers", "transformers", "huggingface_hub"} & set(sys.modules)))
 
 import pictures
-from service.encode_jobs import job
+from service.jobs import job_of_bytes as job
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.base import Call
 engine = EmbeddedEngine(Path(sys.argv[1]))

@@ -15,7 +15,8 @@ import torch
 from comfyui.servers import demo_vae, extra_models
 from safetensors.torch import load_file
 from service import vae_files
-from service.encode_jobs import job, samples
+from service.jobs import job_of_bytes as job
+from service.jobs import samples
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.base import Call
