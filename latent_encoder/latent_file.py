@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,8 @@ MAX_STEM_BYTES = MAX_PART_BYTES - 32  # leaves room for number, suffix and ".web
 THREAD_BYTES = 1 << 20  # below it, starting a thread costs more than the checksum
 
 _NOT_IN_HEADER = {"path", "filename", "subfolder", "type", "file_bytes", "file_sha256"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -186,32 +189,41 @@ def verify_latent(path: Path) -> dict[str, Any] | None:
     """The record of a latent file whose checksum still fits; None for no file, another content, or no checksum.
 
     The checksum is the sidecar's, or else the one in the header; then the sidecar, which a crash has lost, is written
-    again. Needs no torch.
+    again if it can be. Needs no torch.
 
     Raises:
-        LatentEncoderError: FORMAT_UNSUPPORTED for a newer version; DISK_FULL or OUTPUT_DIR_NOT_WRITABLE.
+        LatentEncoderError: FORMAT_UNSUPPORTED for a newer version; OUT_OF_MEMORY.
     """
+    record, has_sidecar = _verify(path)
+    if has_sidecar or not path.exists():
+        return record.model_dump(mode="json") if record else None
+    try:
+        with name_lock(path):  # a writer that is at work places its sidecar after the file: look again
+            record, has_sidecar = _verify(path)
+            if record and not has_sidecar:
+                with TemporaryFile(path.parent) as file:
+                    file.write(_sidecar_bytes(record))
+                    file.place_over(sidecar_of(path))
+    except OSError as error:
+        logger.warning("Latent Encoder: no sidecar for '%s' (%s).", path.name, error.strerror)
+    return record.model_dump(mode="json") if record else None
+
+
+def _verify(path: Path) -> tuple[LatentRecord | None, bool]:
+    """The record of a file whose checksum fits, and whether a sidecar beside it says so."""
     try:
         data, digest, sidecar = read_with_sidecar(path)
         metadata = header_metadata(data) if path.suffix[1:] in ("safetensors", "latent") else {}
         if sidecar is None and not check_tensors(path, data, metadata):
-            return None
+            return None, False
         record = known_record(sidecar, metadata)
     except LatentEncoderError as error:
         if error.code in ("LATENT_NOT_FOUND", "LATENT_INVALID"):
-            return None
+            return None, False
         raise
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    record = record.model_copy(update=placement(path, data, digest))
-    if sidecar is None:
-        try:
-            with name_lock(path), TemporaryFile(path.parent) as file:
-                file.write(_sidecar_bytes(record))
-                file.place_over(sidecar_of(path))
-        except OSError as error:
-            raise from_os_error(error, path.parent) from error
-    return record.model_dump(mode="json")
+    except (ValueError, AttributeError, RecursionError):  # the header is no header
+        return None, False
+    return record.model_copy(update=placement(path, data, digest)), sidecar is not None
 
 
 def _prepare(

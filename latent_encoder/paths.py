@@ -99,7 +99,7 @@ def resolve_under(roots: Sequence[Path], name: str, field: str) -> Path:
         raise LatentEncoderError(
             "PATH_NOT_ALLOWED",
             f"'{field}' is {_shown(name)}, which lies outside the allowed folders.",
-            "Name a file inside one of them; the administrator sets them as INPUT_ROOTS and OUTPUT_ROOTS.",
+            "Name a file inside one of them; LATENT_ENCODER_INPUT_ROOTS and _OUTPUT_ROOTS say which they are.",
         )
     return path
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from latent_encoder import __version__
 
 from .config import NAMES, Settings
-from .config_sources import describe_allowed, flag, is_list, show_value
+from .config_sources import describe_allowed, flag, hide_passwords, is_list, show_value
 
 MODES = ("standalone", "rest")
 REQUEST_FIELDS = ("request_id", "correlation_id", "file_format", "resolution_steps")
@@ -157,8 +157,8 @@ def _unknown(words: list[str], known: list[str]) -> list[str]:
             name = word.partition("=")[0]
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             problems.append(f"There is no flag '{name}'" + (f"; did you mean {near[0]}?" if near else "."))
-        elif not (index and words[index - 1].startswith("--")):  # else it is that flag's value
-            problems.append(f"'{word}' belongs to no flag; a picture is named with --image-path.")
+        elif not (index and words[index - 1].startswith("-")):  # else it is that flag's value
+            problems.append(f"'{hide_passwords(word)}' belongs to no flag; a picture is named with --image-path.")
     return problems
 
 

@@ -129,8 +129,7 @@ class Encoder:
     def _place_of(self, request: EncodeRequest) -> Place:
         folder = Path(self._settings.output_dir)
         if request.output_dir is not None:
-            roots = self._settings.output_roots or [folder]
-            folder = resolve_under(roots, request.output_dir, "output_dir")
+            folder = resolve_under(self._settings.output_roots, request.output_dir, "output_dir")
         return Place(folder.absolute(), request.request_id)
 
     def _place_named(self, name: str) -> Place:
@@ -182,15 +181,17 @@ class Encoder:
             "image_sha256": picture.sha256,
             "original_size": [info.width, info.height],
             "vae_name": job.vae_name,
+            "upscale_method": job.upscale_method,
+            "megapixels": job.megapixels,
+            "resolution_steps": job.resolution_steps,
         }
         record = encoded.record | {key: value for key, value in told.items() if encoded.record.get(key) is None}
         record |= {"subfolder": place.subfolder, "type": None}
-        stem, overwrite = place.stem, place.replace
+        overwrite = place.replace
         while True:
             try:
-                return place_latent(
-                    encoded.content, place.folder, stem, record=record, overwrite=overwrite
-                ).record, False
+                saved = place_latent(encoded.content, place.folder, place.stem, record=record, overwrite=overwrite)
+                return saved.record, False
             except LatentEncoderError as error:
                 if error.code != "FILE_EXISTS":
                     raise

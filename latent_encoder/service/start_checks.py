@@ -14,6 +14,7 @@ from latent_encoder.errors import LatentEncoderError
 
 from .config import NAMES, Settings
 from .engines.comfyui.checkout import is_comfyui
+from .engines.comfyui.workflow_file import read_workflow
 from .requests import parse_request
 
 
@@ -70,8 +71,15 @@ def _check_comfyui(settings: Settings) -> Iterator[str]:
 
 
 def _check_workflow(settings: Settings) -> Iterator[str]:
-    if settings.workflow and not settings.workflow.is_file():
-        yield f"'{settings.workflow}' is no file."
+    if settings.workflow is None:
+        return
+    if settings.engine == "embedded":
+        yield "is for ComfyUI; the engine 'embedded' runs no workflow."
+        return
+    try:
+        read_workflow(settings.workflow, settings.map)
+    except LatentEncoderError as error:
+        yield f"cannot be used: {error.message} {error.hint}"
 
 
 def _check_guard(settings: Settings) -> Iterator[str]:

@@ -18,6 +18,7 @@ from latent_encoder.service.start_checks import check_start, is_loopback
 
 MAIN = Path(__file__).parents[2] / "main.py"
 SECRET = "hunter2-is-secret"
+ROOT = Path(__file__).parents[2]
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -221,7 +222,11 @@ def test_wrong_use_exits_2_with_every_reason(here: Path, command_line: CommandLi
         (["--mode", "rest", "--rest-host", "0.0.0.0", "--rest-port", "0"], "LATENT_ENCODER_API_TOKEN"),
         (["--mode", "rest", "--rest-host", "203.0.113.9", "--no-auth"], "cannot be listened on"),
         (["--mode", "rest", "--comfyui-path", "."], "holds no ComfyUI"),
-        (["--mode", "rest", "--workflow", "nothing.json"], "is no file"),
+        (["--mode", "rest", "--workflow", "nothing.json"], "cannot be read"),
+        (["--mode", "rest", "--workflow", str(ROOT / "workflows" / "example.json")], "format of ComfyUI's editor"),
+        (["--mode", "rest", "--workflow", "a.json", "--engine", "embedded"], "runs no workflow"),
+        (["--mode", "rest", "--comfyui-url", "http://a", f"http://me:{SECRET}@b"], "belongs to no flag"),
+        (["--mode", "rest", "-api-token", SECRET], "no flag '-api-token'"),
     ],
 )
 def test_each_kind_of_wrong_use_has_its_words(
@@ -233,6 +238,7 @@ def test_each_kind_of_wrong_use_has_its_words(
     out, err = capsys.readouterr()
     assert out == ""
     assert reason in err
+    assert SECRET not in err
 
 
 def test_a_port_that_is_taken_is_a_reason_not_to_start(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

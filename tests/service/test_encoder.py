@@ -19,6 +19,7 @@ from latent_encoder.latent_format import FILE_FORMATS
 from latent_encoder.models import EncodeRequest, EncodeResponse
 from latent_encoder.service.config import Settings
 from latent_encoder.service.encoder import Encoder
+from latent_encoder.service.engines import make_engine
 from latent_encoder.service.engines.base import Call
 from latent_encoder.service.engines.embedded import EmbeddedEngine
 
@@ -129,13 +130,16 @@ def test_one_id_at_once_is_encoded_once(encoder: Encoder, tmp_path: Path) -> Non
     assert not encoder._names._held
 
 
-def test_the_first_of_two_services_wins(engine: EmbeddedEngine, encoder: Encoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_format", ["safetensors", "npy"])
+def test_the_first_of_two_services_wins(
+    engine: EmbeddedEngine, encoder: Encoder, tmp_path: Path, file_format: str
+) -> None:
     """They share a folder, but not the lock on the name."""
     others = [Encoder(engine, settings_for(tmp_path)) for _ in range(3)]
-    answers = together([encoder, *others], [request(tmp_path, megapixels=1.0)] * 4)
+    answers = together([encoder, *others], [request(tmp_path, megapixels=0.1, file_format=file_format)] * 4)
     assert len({done(answer)["file_sha256"] for answer in answers}) == 1
     assert [answer.metadata["reused"] for answer in answers].count(False) == 1
-    assert files_in(tmp_path / "out") == ["r-1.safetensors", "r-1.safetensors.json"]
+    assert files_in(tmp_path / "out") == [f"r-1.{file_format}", f"r-1.{file_format}.json"]
 
 
 def together(encoders: Encoder | list[Encoder], requests: list[EncodeRequest]) -> list[EncodeResponse]:
@@ -257,6 +261,16 @@ def test_a_caller_who_goes_while_another_holds_the_id(encoder: Encoder, tmp_path
     call = Call(timeout=0.3)
     with encoder._names.hold(tmp_path / "out" / "r-1", Call()):
         assert encoder.encode_image_to_latent(request(tmp_path), call=call).error_code == "TIMEOUT"
+
+
+def test_a_workflow_is_never_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no ComfyUI is found, a user's workflow is no reason to encode otherwise."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    api = ASSETS.parent / "workflows" / "api" / "encode.json"
+    assert make_engine(settings_for(tmp_path)).name == "embedded"
+    assert make_engine(settings_for(tmp_path).model_copy(update={"workflow": api})).name == "comfyui"
 
 
 def test_setting_the_clock_changes_no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:

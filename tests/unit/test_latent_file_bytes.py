@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from comfyui.folders import mounted
 from unit.latents_on_disk import LATENT, sidecar_of
 from unit.odd_latents import assert_same
 
+from latent_encoder.atomic_file import name_lock
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.latent_file import encode_latent, load_latent, place_latent, save_latent, verify_latent
 from latent_encoder.latent_format import FILE_FORMATS
@@ -93,3 +96,28 @@ def test_verifying_needs_no_torch(tmp_path: Path) -> None:
         "assert verify_latent(Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_a_sidecar_that_cannot_be_written_again_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    saved = save_latent(LATENT, tmp_path / "a", "a", record=RECORD)
+    sidecar_of(saved.path).unlink()
+    with mounted(tmp_path / "b", "size=1m") as folder:
+        copy = folder / "a_00001_.safetensors"
+        copy.write_bytes(saved.path.read_bytes())
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        assert (verify_latent(copy) or {})["file_sha256"] == saved.record["file_sha256"]
+
+
+def test_a_writer_between_file_and_sidecar_is_waited_for(tmp_path: Path) -> None:
+    saved = save_latent(LATENT, tmp_path, "a", file_format="npy")
+    sidecar, found = sidecar_of(saved.path), []
+    content = sidecar.read_bytes()
+    with name_lock(saved.path):
+        sidecar.unlink()
+        reader = threading.Thread(target=lambda: found.append(verify_latent(saved.path)))
+        reader.start()
+        reader.join(0.3)
+        assert not found
+        sidecar.write_bytes(content)
+    reader.join()
+    assert found == [saved.record]

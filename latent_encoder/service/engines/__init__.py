@@ -20,7 +20,7 @@ def make_engine(settings: Settings) -> Engine:
     """
     from .comfyui.checkout import find_comfyui
 
-    if settings.engine is None and not (settings.comfyui_url or settings.comfyui_path):
+    if settings.engine is None and not (settings.comfyui_url or settings.comfyui_path or settings.workflow):
         from .comfyui.engine import local_server
 
         if find_comfyui() is None and local_server() is None:
