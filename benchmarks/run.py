@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure this pack against its peers; each figure is a ratio or a time from one run in which both sides alternate.
 
-    python benchmarks/run.py [encode] [save] [import] [--quick] [--folder FOLDER] [--results FILE]
+    python benchmarks/run.py [encode] [save] [import] [service] [--quick] [--folder FOLDER] [--results FILE]
 
 See docs/benchmarks.md.
 """
@@ -18,13 +18,14 @@ from pathlib import Path
 # For this process only: it never imports ComfyUI, whose `nodes` ours would hide.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import encode, import_time, machine, save
+from benchmarks import encode, import_time, machine, save, service
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui
 
 MEASUREMENTS = {
     "encode": ("Encoding", encode.measure),
     "save": ("Saving", save.measure),
     "import": ("The pack's import", import_time.measure),
+    "service": ("The service", service.measure),
 }
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results.md"
@@ -32,12 +33,12 @@ RESULTS = REPOSITORY / "benchmarks" / "results.md"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measurements", nargs="*", metavar="encode | save | import", help="default: all three")
+    parser.add_argument("measurements", nargs="*", metavar="encode | save | import | service", help="default: all")
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, says little")
     parser.add_argument(
         "--folder", type=Path, help="a folder on the disk to measure; default: .cache of the repository"
     )
-    parser.add_argument("--results", type=Path, help="write the report here too; default for a full run of all three: "
+    parser.add_argument("--results", type=Path, help="write the report here too; default for a full run of all: "
                         "benchmarks/results.md")  # fmt: skip
     options = parser.parse_args()
     chosen = options.measurements or list(MEASUREMENTS)

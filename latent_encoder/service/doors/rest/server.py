@@ -1,0 +1,216 @@
+"""The process: what must be free before it starts, how the engine and the HTTP server come up, and how both go down."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.engines import make_engine
+from latent_encoder.service.hosts import is_loopback
+from latent_encoder.service.state_lock import StateDirInUse, hold_state_dir
+
+from .app import create_app
+from .protocol import Protocol
+from .service import ENCODE, Service
+
+if TYPE_CHECKING:
+    from latent_encoder.service.config import Settings
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+DRAIN_SECONDS = 20.0
+"""How long requests that wait are still encoded after SIGTERM; those that run are always finished."""
+
+CLOSE_SECONDS = 5
+BACKLOG = 4096
+MAX_CONNECTIONS = 16_384
+MOST_FILES = 65_536
+KEEP_ALIVE_SECONDS = 30
+
+logger = logging.getLogger(__name__)
+
+
+class CannotStart(Exception):
+    """Why the service cannot start, in words."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal comes; returns the exit code (see ``run``)."""
+    _allow_many_files()
+    try:
+        _check_address(settings)
+        with hold_state_dir(settings.state_dir), _listen(settings) as listener:
+            engine = make_engine(settings)
+            try:
+                service = Service(engine, settings)
+            except (OSError, sqlite3.Error, LatentEncoderError) as error:
+                raise CannotStart(f"What lies in '{settings.state_dir}' cannot be used: {error}.") from error
+            return _serve(service, listener)
+    except (CannotStart, StateDirInUse, LatentEncoderError) as error:
+        logger.error("%s", error)
+        return WRONG_USE
+    except OSError as error:
+        logger.error("STATE_DIR '%s' cannot be used: %s", settings.state_dir, error.strerror or error)
+        return WRONG_USE
+
+
+def _check_address(settings: Settings) -> None:
+    if not (is_loopback(settings.rest_host) or settings.api_token or settings.no_auth):
+        raise CannotStart(
+            f"'{settings.rest_host}' can be reached from other machines: set LATENT_ENCODER_API_TOKEN to a token that"
+            " callers must send, or say --no-auth."
+        )
+
+
+@contextmanager
+def _listen(settings: Settings) -> Iterator[socket.socket]:
+    """A socket on the address of the settings."""
+    host = settings.rest_host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host, settings.rest_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, address = found[0][0], found[0][4]
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CannotStart(f"{settings.rest_host}:{settings.rest_port} cannot be listened on: {reason}.") from error
+    with listener:
+        yield listener
+
+
+def _serve(service: Service, listener: socket.socket) -> int:
+    """Serve on the socket while the engine starts, works and, after a signal, finishes."""
+    config = uvicorn.Config(
+        create_app(service),
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    # Not in the main thread: there uvicorn would take the signals, and close the door before the work is done.
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http")
+    with _signals() as signals:
+        thread.start()
+        host, port = listener.getsockname()[:2]
+        logger.info("Listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        try:
+            if _start_engine(service, signals):
+                service.start()
+                signals.wait(thread)
+                _drain(service, signals)
+        finally:
+            server.should_exit = True
+            thread.join()
+            service.close()
+            service.engine.close()
+    code = DONE if signals.count else FAILED
+    logger.info("Stopped")
+    if not service.workers.wait_idle(CLOSE_SECONDS):
+        logging.shutdown()
+        os._exit(code)  # a thread that is still in torch would abort the interpreter's own end
+    return code
+
+
+class _Signals:
+    """SIGTERM and SIGINT, counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._came = threading.Event()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self._came.set()
+
+    def wait(self, thread: threading.Thread) -> None:
+        """Wait for the first one, or for the end of ``thread``."""
+        while thread.is_alive() and not self._came.wait(1.0):
+            pass
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_engine(service: Service, signals: _Signals) -> bool:
+    """Start the engine; False where it cannot be, or a signal came first.
+
+    A ComfyUI server that COMFYUI_URL names may come later than we do: the engine tries it again, and ``/health/ready``
+    says when it is there.
+    """
+    engine = service.engine
+    started: list[bool] = []
+
+    def start() -> None:
+        try:
+            engine.start()
+            started.append(True)
+            logger.info("The engine '%s' has started", engine.name)
+        except LatentEncoderError as error:
+            if service.settings.comfyui_url and engine.name == "comfyui":
+                started.append(True)
+                logger.warning("No ComfyUI server is there yet: %s", error.message)
+            else:
+                logger.error("The engine cannot be started: %s", error)
+        except Exception:
+            logger.exception("The engine cannot be started")
+
+    thread = threading.Thread(target=start, name="engine-start", daemon=True)
+    thread.start()
+    while thread.is_alive() and not signals.count:
+        thread.join(0.2)
+    return bool(started)
+
+
+def _drain(service: Service, signals: _Signals) -> None:
+    """Finish what runs, encode or answer what waits, and leave the jobs for the next start; a second signal hurries."""
+    logger.info("Stopping: %d run, %d wait", service.workers.running, service.workers.waiting(ENCODE))
+    service.refuse()
+    waiting_ends = time.monotonic() + DRAIN_SECONDS
+    while not service.workers.wait_idle(0.2, ENCODE):
+        if signals.count > 1:
+            service.interrupt(running=True)
+            service.jobs.abandon()
+            service.workers.wait_idle(CLOSE_SECONDS, ENCODE)
+            return
+        if time.monotonic() > waiting_ends:
+            service.interrupt(running=False)
+
+
+def _allow_many_files() -> None:
+    """Each connection is a file to the system, which allows few of them by default."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

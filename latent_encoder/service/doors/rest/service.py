@@ -1,0 +1,145 @@
+"""What the routes share: the encoder behind its queues, the jobs, the uploads, and how ready the engine is."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.encoder import Encoder
+from latent_encoder.service.engines.base import Call, Engine
+from latent_encoder.service.jobs import JobStore
+from latent_encoder.service.metrics import Metrics
+from latent_encoder.service.workers import Workers
+
+from .job_runner import JobRunner
+from .uploads import Uploads
+
+if TYPE_CHECKING:
+    from latent_encoder.service.config import Settings
+
+ENCODE, JOBS = "encode", "jobs"
+UPLOADS_NAME = "uploads"
+CHECK_SECONDS = 1.0
+STALE_SECONDS = 15.0
+CLEAN_EVERY_SECONDS = 60.0
+STOPPING = "The service is being stopped."
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """One service process. Made before the engine is started; requests wait until it is.
+
+    Args:
+        settings: the caller holds ``state_dir``.
+
+    Raises:
+        OSError, sqlite3.DatabaseError: what lies in ``state_dir`` cannot be used.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine, self.settings = engine, settings
+        self.encoder = Encoder(engine, settings)
+        self.metrics = Metrics()
+        self.workers = Workers((ENCODE, JOBS), settings.queue_size)
+        self.workers.hold(JOBS, True)
+        self.uploads = Uploads(
+            settings.state_dir / UPLOADS_NAME, settings.max_upload_mb * 1_000_000, settings.queue_size
+        )
+        self.jobs = JobRunner(JobStore(settings.state_dir), self)
+        self.readiness = Readiness(engine)
+        self.calls: dict[Call, bool] = {}  # of the requests to /v1/encode, and whether each of them runs
+        self.ending = threading.Event()
+        self._watch()
+        self.jobs.recover()
+
+    def start(self) -> None:
+        """Begin to work; the engine has been started."""
+        self.workers.start(self.engine.slots)
+        threading.Thread(target=self._keep_house, name="housekeeping", daemon=True).start()
+
+    def refuse(self) -> None:
+        """Take no new request, start no further job, and say so in ``/health/ready``."""
+        self.ending.set()
+        self.workers.refuse(STOPPING)
+        self.workers.hold(JOBS, True)
+        self.readiness.stop()
+        self.jobs.wake_all()
+
+    def interrupt(self, *, running: bool) -> None:
+        """Cancel the requests to /v1/encode that wait, or those that run, too; each is answered with INTERRUPTED."""
+        for call, runs in list(self.calls.items()):
+            if running or not runs:
+                call.cancel()
+
+    def close(self) -> None:
+        """Give everything back but the engine."""
+        self.ending.set()
+        self.workers.stop()
+        self.jobs.close()
+
+    def _keep_house(self) -> None:
+        clean_at = time.monotonic()
+        while not self.ending.is_set():
+            ready = self.readiness.update()
+            # A job waits for an engine that is away; a caller of /v1/encode is told at once.
+            self.workers.hold(JOBS, not ready or self.ending.is_set())
+            self.jobs.save_answers()
+            if time.monotonic() >= clean_at:
+                self.jobs.forget_old()
+                clean_at = time.monotonic() + CLEAN_EVERY_SECONDS
+            self.ending.wait(CHECK_SECONDS)
+
+    def _watch(self) -> None:
+        depths = {lane: partial(self.workers.waiting, lane) for lane in (ENCODE, JOBS)}
+        self.metrics.watch("latent_encoder_queue_depth", "How many requests wait.", "queue", depths)
+        states = {self.engine.name: lambda: float(self.readiness.error() is None)}
+        self.metrics.watch("latent_encoder_engine_ready", "1 while the engine can take work.", "engine", states)
+        running = {self.engine.name: lambda: float(self.workers.running)}
+        self.metrics.watch("latent_encoder_running", "How many requests are being encoded.", "engine", running)
+
+
+class Readiness:
+    """Whether the engine can take work, as it was when it was last asked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._error: LatentEncoderError | None = _unavailable("The engine is starting.")
+        self._asked_at = time.monotonic()
+        self._answered = True
+        self._stopping = False
+
+    def update(self) -> bool:
+        """Ask the engine; True where it can."""
+        self._asked_at, self._answered = time.monotonic(), False
+        before, error = self._error, None
+        try:
+            self._engine.check()
+        except LatentEncoderError as reason:
+            error = reason
+        self._error, self._answered = error, True
+        if error is None and before is not None:
+            logger.info("The engine is ready")
+        elif error is not None and before is None:
+            logger.warning("The engine cannot take work: %s", error.message, extra={"error_code": error.code})
+        return error is None
+
+    def error(self) -> LatentEncoderError | None:
+        """Why it can take no work; None where it can."""
+        if self._stopping:
+            return _unavailable(STOPPING)
+        if not self._answered and time.monotonic() - self._asked_at > STALE_SECONDS:
+            return _unavailable("The engine does not answer.")
+        return self._error
+
+    def stop(self) -> None:
+        """It takes no work any more."""
+        self._stopping = True
+
+
+def _unavailable(reason: str) -> LatentEncoderError:
+    return LatentEncoderError("ENGINE_UNAVAILABLE", reason, "Ask again in a while.")

@@ -1,0 +1,167 @@
+"""The bounded queues in front of the encoder, and the threads that empty them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from latent_encoder.errors import LatentEncoderError
+
+Task = Callable[[], None]
+"""Does its work, hands its result on by itself, and raises nothing."""
+
+LONGEST_RETRY_SECONDS = 60
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Lane:
+    tasks: deque[Task] = field(default_factory=deque)
+    reserved: int = 0
+    held: bool = False
+
+
+class Workers:
+    """Threads that take tasks from several lanes by turns, so that a long queue of jobs keeps no caller waiting.
+
+    Args:
+        lanes: their names, in the order of the first turn.
+        limit: how many tasks may wait in each lane.
+    """
+
+    def __init__(self, lanes: tuple[str, ...], limit: int) -> None:
+        self._lanes = {name: _Lane() for name in lanes}
+        self._limit = limit
+        self._changed = threading.Condition()
+        self._threads = 0
+        self._running = 0
+        self._mean_seconds = 1.0
+        self._refusal: str | None = None
+        self._stopped = False
+
+    def start(self, threads: int) -> None:
+        """Begin to work; until then tasks wait."""
+        self._threads = threads
+        for number in range(threads):
+            # A daemon: an engine that hangs must not keep the process from its end.
+            threading.Thread(target=self._work, name=f"encode-{number}", daemon=True).start()
+
+    def reserve(self, lane: str) -> None:
+        """Take a place, to be used by ``put`` or given back by ``release``.
+
+        Raises:
+            LatentEncoderError: QUEUE_FULL; ENGINE_UNAVAILABLE once ``refuse`` was called.
+        """
+        with self._changed:
+            self._check_room(lane)
+            self._lanes[lane].reserved += 1
+
+    def check_room(self, lane: str) -> None:
+        """Raise as ``reserve`` does, and take nothing."""
+        with self._changed:
+            self._check_room(lane)
+
+    def release(self, lane: str) -> None:
+        """Give a reserved place back."""
+        with self._changed:
+            self._lanes[lane].reserved -= 1
+
+    def put(self, lane: str, task: Task) -> None:
+        """Let a task wait on a reserved place."""
+        with self._changed:
+            self._lanes[lane].reserved -= 1
+            self._lanes[lane].tasks.append(task)
+            self._changed.notify()
+
+    def put_back(self, lane: str, task: Task) -> None:
+        """Let a task wait that was accepted in an earlier life, whatever the limit."""
+        with self._changed:
+            self._lanes[lane].reserved += 1
+            self.put(lane, task)
+
+    def remove(self, lane: str, task: Task) -> bool:
+        """Take a waiting task out of its lane; False where it runs already, or is done."""
+        with self._changed:
+            try:
+                self._lanes[lane].tasks.remove(task)
+            except ValueError:
+                return False
+            self._changed.notify_all()
+            return True
+
+    def hold(self, lane: str, held: bool) -> None:
+        """Let the lane's tasks wait, or go on with them; after ``refuse`` they wait for good."""
+        with self._changed:
+            self._lanes[lane].held = held or self._refusal is not None
+            self._changed.notify_all()
+
+    def refuse(self, reason: str) -> None:
+        """Reserve no more places."""
+        with self._changed:
+            self._refusal = reason
+
+    def stop(self) -> None:
+        """End each thread when its task is done; waiting tasks stay where they are."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def waiting(self, lane: str) -> int:
+        """How many tasks wait."""
+        with self._changed:
+            return len(self._lanes[lane].tasks)
+
+    @property
+    def running(self) -> int:
+        """How many tasks run."""
+        with self._changed:
+            return self._running
+
+    def wait_idle(self, seconds: float, *lanes: str) -> bool:
+        """Wait until nothing runs and nothing waits in these lanes; False where that takes longer."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not self._running and not any(self._lanes[lane].tasks for lane in lanes), seconds
+            )
+
+    def retry_after(self, lane: str) -> int:
+        """After how many seconds a caller who was turned away may find a place."""
+        with self._changed:
+            seconds = self._mean_seconds * len(self._lanes[lane].tasks) / max(1, self._threads) / 2
+        return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(seconds)))
+
+    def _check_room(self, lane: str) -> None:
+        if self._refusal:
+            raise LatentEncoderError("ENGINE_UNAVAILABLE", self._refusal, "Send the request again in a while.")
+        idle = max(0, self._threads - self._running)  # what they are about to take does not wait
+        if len(self._lanes[lane].tasks) + self._lanes[lane].reserved >= self._limit + idle:
+            raise LatentEncoderError("QUEUE_FULL", f"{self._limit} requests wait already.")
+
+    def _work(self) -> None:
+        while task := self._next():
+            start = time.monotonic()
+            try:
+                task()
+            except Exception:
+                logger.exception("A task failed")
+            with self._changed:
+                self._running -= 1
+                self._mean_seconds += (time.monotonic() - start - self._mean_seconds) / 8
+                self._changed.notify_all()
+
+    def _next(self) -> Task | None:
+        with self._changed:
+            while not self._stopped:
+                for name, lane in self._lanes.items():
+                    if lane.tasks and not lane.held:
+                        self._lanes[name] = self._lanes.pop(name)  # the other lanes come first next time
+                        self._running += 1
+                        return lane.tasks.popleft()
+                self._changed.wait()
+            return None

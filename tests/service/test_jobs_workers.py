@@ -1,0 +1,124 @@
+"""The queues in front of the encoder, without an encoder."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.workers import Task, Workers
+
+
+class Bench:
+    """Workers, and tasks that write down their names and wait at a gate."""
+
+    def __init__(self) -> None:
+        self.workers = Workers(("encode", "jobs"), limit=3)
+        self.done: list[str] = []
+        self.gate = threading.Event()
+
+    def put(self, lane: str, name: str) -> Task:
+        def task() -> None:
+            self.gate.wait(10)
+            self.done.append(name)
+
+        self.workers.reserve(lane)
+        self.workers.put(lane, task)
+        return task
+
+    def finish(self) -> list[str]:
+        """Open the gate; returns the names in the order in which they were done."""
+        self.gate.set()
+        assert self.workers.wait_idle(10, "encode", "jobs")
+        return self.done
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.gate.set()
+    bench.workers.stop()
+
+
+def refused(workers: Workers, lane: str) -> str:
+    with pytest.raises(LatentEncoderError) as error:
+        workers.reserve(lane)
+    return error.value.code
+
+
+def test_lanes_take_turns_and_keep_their_order(bench: Bench) -> None:
+    for number in range(3):
+        bench.put("jobs", f"job {number}")
+    for number in range(2):
+        bench.put("encode", f"encode {number}")
+    bench.workers.start(1)
+    assert bench.finish() == ["encode 0", "job 0", "encode 1", "job 1", "job 2"]
+
+
+def test_lane_is_full_by_itself_and_reserved_places_count(bench: Bench) -> None:
+    bench.put("encode", "a")
+    bench.workers.reserve("encode")
+    bench.workers.reserve("encode")
+    assert refused(bench.workers, "encode") == "QUEUE_FULL"
+    bench.workers.reserve("jobs")
+    bench.workers.release("encode")
+    bench.workers.check_room("encode")
+
+
+def test_what_idle_threads_are_about_to_take_does_not_count(bench: Bench) -> None:
+    bench.workers.start(2)
+    for name in "abcde":
+        bench.put("encode", name)
+    assert refused(bench.workers, "encode") == "QUEUE_FULL"
+    assert sorted(bench.finish()) == [*"abcde"]
+
+
+def test_task_of_an_earlier_life_is_taken_whatever_the_limit(bench: Bench) -> None:
+    for name in "abcde":
+        bench.workers.put_back("jobs", lambda name=name: bench.done.append(name))
+    assert bench.workers.waiting("jobs") == 5 and refused(bench.workers, "jobs") == "QUEUE_FULL"
+    bench.workers.start(1)
+    assert bench.finish() == [*"abcde"]
+
+
+def test_waiting_task_is_removed_and_a_running_one_is_not(bench: Bench) -> None:
+    bench.workers.start(1)
+    running = bench.put("encode", "running")
+    while bench.workers.running == 0:
+        time.sleep(0.001)
+    waiting = bench.put("encode", "waiting")
+    assert bench.workers.remove("encode", waiting) and not bench.workers.remove("encode", waiting)
+    assert not bench.workers.remove("encode", running)
+    assert bench.finish() == ["running"]
+
+
+def test_held_lane_waits_and_after_refusal_for_good(bench: Bench) -> None:
+    bench.workers.hold("jobs", True)
+    bench.put("jobs", "job")
+    bench.put("encode", "encode")
+    bench.workers.start(1)
+    bench.gate.set()
+    assert bench.workers.wait_idle(10, "encode") and bench.done == ["encode"]
+    bench.workers.refuse("The end is near.")
+    bench.workers.hold("jobs", False)
+    assert refused(bench.workers, "encode") == "ENGINE_UNAVAILABLE"
+    assert not bench.workers.wait_idle(0.1, "jobs") and bench.done == ["encode"]
+
+
+def test_task_that_raises_harms_no_other(bench: Bench) -> None:
+    bench.workers.start(1)
+    bench.workers.put_back("encode", lambda: 1 / 0)
+    bench.put("encode", "after")
+    assert bench.finish() == ["after"]
+
+
+def test_retry_after_grows_with_the_queue_and_is_bounded() -> None:
+    workers = Workers(("encode",), limit=10_000)
+    empty = workers.retry_after("encode")
+    for _ in range(5000):
+        workers.put_back("encode", lambda: None)
+    assert empty == 1 and workers.retry_after("encode") == 60
