@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from latent_encoder.errors import LatentEncoderError
 from .config import NAMES, Settings
 from .engines.comfyui.checkout import is_comfyui
 from .engines.comfyui.workflow_file import read_workflow
+from .hosts import is_loopback
 from .requests import parse_request
 
 
@@ -89,14 +89,6 @@ def _check_guard(settings: Settings) -> Iterator[str]:
             f"'{settings.rest_host}' can be reached from other machines: set {NAMES['api_token']} to a token that"
             " callers must send, or say --no-auth."
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on ``host``."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_port(settings: Settings) -> Iterator[str]:

@@ -1,9 +1,10 @@
-"""A small reverse proxy before a real ComfyUI: a path prefix, a login, and faults at a chosen moment."""
+"""A small reverse proxy before a real ComfyUI: a path prefix, a login, faults at a chosen moment, odd answers."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import socket
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ class ReverseProxy:
     Attributes:
         before: called with "METHOD /path" before a request is forwarded.
         seen: those texts, in their order.
+        changes: by "METHOD /first-part-of-the-path", what is made of an answer's JSON.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ReverseProxy:
         self.target, self.prefix, self.websockets = target, prefix, websockets
         self.before: Callable[[str], None] = lambda request: None
         self.seen: list[str] = []
+        self.changes: dict[str, Callable[[Any], Any]] = {}
         self._wanted, self._challenge = None, ""
         if password is not None:
             self._wanted, self._challenge = f"Basic {base64.b64encode(password.encode()).decode()}", 'Basic realm="x"'
@@ -103,6 +106,9 @@ class ReverseProxy:
         headers = {key: value for key, value in request.headers.items() if key.lower() not in HOP_BY_HOP}
         async with self._session.request(request.method, self.target + path, data=body, headers=headers) as answer:
             content = await answer.read()
+            change = self.changes.get("/".join(said.split("/")[:2]))
+            if change is not None:
+                content = json.dumps(change(json.loads(content))).encode()
             kept = {key: value for key, value in answer.headers.items() if key.lower() not in HOP_BY_HOP}
             return web.Response(status=answer.status, body=content, headers=kept)
 

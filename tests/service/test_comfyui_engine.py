@@ -19,9 +19,10 @@ from latent_encoder.errors import LatentEncoderError
 from latent_encoder.latent_file import place_latent, verify_latent
 from latent_encoder.service.config import Settings
 from latent_encoder.service.engines.base import Call
+from latent_encoder.service.engines.comfyui.connection import OUR_NODES
 from latent_encoder.service.engines.comfyui.engine import ComfyUIEngine, running_server
-from latent_encoder.service.engines.comfyui.server import ComfyUIServer
 from latent_encoder.service.engines.comfyui.workflow import built_in
+from latent_encoder.staged_pictures import KEPT
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +73,10 @@ def test_nothing_grows_in_the_servers_temp_folder(engine: ComfyUIEngine, comfyui
     def encode(seed: int) -> None:
         engine.encode(job(picture(seed=100 + seed), megapixels=0.01), Call(60))
 
-    for seed in range(17):
+    for seed in range(KEPT + 1):
         encode(seed)
     before = files_in(comfyui_server.temp)
-    for seed in range(17, 20):
+    for seed in range(KEPT + 1, KEPT + 4):
         encode(seed)
     after = files_in(comfyui_server.temp)
     assert len(after) == len(before)
@@ -128,6 +129,20 @@ def test_services_that_share_a_state_folder_use_different_names(comfyui_server: 
     assert numbers == {"0", "1"}
 
 
+def test_services_of_two_folders_use_different_names(comfyui_server: Server, tmp_path: Path) -> None:
+    urls = [comfyui_server.process.url]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        engine = ComfyUIEngine(urls=urls, state_dir=folder)
+        engine.start()
+        engine.encode(job(), Call(60))
+        engine.close()
+    names = [path.stem for folder in folders for path in (folder / "slots").iterdir()]
+    assert len(names) == len(set(names)) == 2
+    for name in names:
+        assert (comfyui_server.temp / "latent_encoder" / f"{name}.safetensors").is_file()
+
+
 def test_what_is_wrong_with_a_request_has_its_code(engine: ComfyUIEngine, comfyui_server: Server) -> None:
     missing = failure(engine, job(vae_name="nothing.safetensors"))
     assert missing.code == "VAE_MODEL_NOT_FOUND"
@@ -141,6 +156,32 @@ def test_what_is_wrong_with_a_request_has_its_code(engine: ComfyUIEngine, comfyu
     assert invalid.code == "VAE_MODEL_INVALID"
     assert "embedded" in invalid.hint
     assert failure(engine, job(megapixels=99.0)).code == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize("fixture", ["comfyui_server", "old_server"])
+def test_without_any_vae_it_says_so_and_stays_ready(
+    request: pytest.FixtureRequest, tmp_path: Path, fixture: str
+) -> None:
+    server: Server = request.getfixturevalue(fixture)
+    models = server.folder / "models"
+    engine = ComfyUIEngine(urls=[server.process.url], state_dir=tmp_path)
+    engine.start()
+    folders = ("vae", "vae_approx")
+    for name in folders:
+        (models / name).rename(models / f"no_{name}")
+        (models / name).mkdir()
+    try:
+        assert not set(engine.vaes()) - {"pixel_space"}  # which newer ones offer without a file
+        error = failure(engine, job(vae_name=server.host.demo_vae))
+        engine.check()
+    finally:
+        for name in folders:
+            (models / name).rmdir()
+            (models / f"no_{name}").rename(models / name)
+        engine.close()
+    assert error.code == "VAE_MODEL_NOT_FOUND"
+    assert error.message == f"ComfyUI has no VAE '{server.host.demo_vae}' in models/vae."
+    assert error.hint == "Put the file into ComfyUI's models/vae, or choose a VAE that is there."
 
 
 def test_its_vaes_are_those_of_the_server(engine: ComfyUIEngine, comfyui_server: Server) -> None:
@@ -192,8 +233,19 @@ def test_closing_ends_the_running_encode_and_its_prompt(comfyui_server: Server, 
         engine.check()
 
 
-def test_a_server_without_our_nodes_is_named_so(bare_server: ComfyUIServer, tmp_path: Path) -> None:
-    engine = ComfyUIEngine(urls=[bare_server.url], state_dir=tmp_path)
+@pytest.fixture(params=["hidden", pytest.param("never there", marks=pytest.mark.soak)])
+def bare_url(request: pytest.FixtureRequest, comfyui_server: Server) -> Iterator[str]:
+    """A ComfyUI without our nodes."""
+    if request.param == "never there":
+        yield request.getfixturevalue("bare_server").url
+        return
+    with ReverseProxy(comfyui_server.process.url) as proxy:
+        proxy.changes["GET /object_info"] = lambda info: {key: info[key] for key in info if key not in OUR_NODES}
+        yield proxy.url
+
+
+def test_a_server_without_our_nodes_is_named_so(bare_url: str, tmp_path: Path) -> None:
+    engine = ComfyUIEngine(urls=[bare_url], state_dir=tmp_path)
     with pytest.raises(LatentEncoderError) as caught:
         engine.start()
     assert caught.value.code == "NODES_MISSING"
@@ -204,9 +256,9 @@ def test_a_server_without_our_nodes_is_named_so(bare_server: ComfyUIServer, tmp_
     engine.close()
 
 
-def test_only_a_server_with_our_nodes_is_used_unasked(comfyui_server: Server, bare_server: ComfyUIServer) -> None:
+def test_only_a_server_with_our_nodes_is_used_unasked(comfyui_server: Server, bare_url: str) -> None:
     assert running_server(comfyui_server.process.url, built_in()) == comfyui_server.process.url
-    assert running_server(bare_server.url, built_in()) is None
+    assert running_server(bare_url, built_in()) is None
     assert running_server("http://127.0.0.1:9", built_in()) is None
 
 

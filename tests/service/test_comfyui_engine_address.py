@@ -17,6 +17,7 @@ from service.reverse_proxy import ReverseProxy
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.base import Call
+from latent_encoder.service.engines.comfyui import member, pool
 from latent_encoder.service.engines.comfyui.address import parse_address
 from latent_encoder.service.engines.comfyui.engine import ComfyUIEngine
 
@@ -148,6 +149,16 @@ def other_server(answer: Callable[[], web.Response]) -> Iterator[str]:
         (lambda: web.json_response({"name": "another program"}), "ENGINE_UNAVAILABLE", ["is not ComfyUI"]),
         (lambda: web.json_response({"system": {"os": "posix"}}), "NODES_MISSING", ["too old", "0.3.64 or newer"]),
         (
+            lambda: web.json_response({"system": {"comfyui_version": 33}}),
+            "NODES_MISSING",
+            ["too old to say its version"],
+        ),
+        (
+            lambda: web.json_response({"system": {"comfyui_version": "0.33.0"}, "EncodeToLatentFile": ["image"]}),
+            "ENGINE_UNAVAILABLE",
+            ["does not describe the node EncodeToLatentFile"],
+        ),
+        (
             lambda: web.json_response({"system": {"comfyui_version": "0.3.20"}}),
             "NODES_MISSING",
             ["0.3.20", "Update ComfyUI"],
@@ -181,14 +192,23 @@ def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     assert SECRET not in str(error)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8188", f"ftp://me:{SECRET}@host", "http://", f"http://[{SECRET}"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:8188", f"ftp://me:{SECRET}@host", "http://", f"http://[{SECRET}"),
+        *(f"http://host/?key={SECRET}", f"http://host/#{SECRET}"),
+    ],
+)
 def test_no_address_of_http_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(LatentEncoderError, match="INVALID_REQUEST") as caught:
         parse_address(url)
     assert SECRET not in str(caught.value)
 
 
-def test_work_goes_to_the_least_loaded_and_a_dead_server_is_left_out(comfyui_server: Server, tmp_path: Path) -> None:
+def test_work_goes_to_the_least_loaded_and_a_dead_server_is_left_out(
+    comfyui_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member, "LONGEST_BACKOFF_SECONDS", 0.5)
     one, two = ReverseProxy(comfyui_server.process.url), ReverseProxy(comfyui_server.process.url)
     with one, two, started(tmp_path, one.url, "http://127.0.0.1:9", two.url) as engine:
         until(lambda: len(engine._pool.connections()) == 2)
@@ -227,7 +247,11 @@ def test_a_server_lost_during_an_encode_is_replaced_by_another(comfyui_server: S
         assert one.seen.count("POST /prompt") == two.seen.count("POST /prompt") == 1
 
 
-def test_the_only_server_lost_is_unavailable_until_it_is_back(comfyui_server: Server, tmp_path: Path) -> None:
+def test_the_only_server_lost_is_unavailable_until_it_is_back(
+    comfyui_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(member, "LONGEST_BACKOFF_SECONDS", 0.5)
     with ReverseProxy(comfyui_server.process.url) as proxy, started(tmp_path, proxy.url) as engine:
         lost: list[ReverseProxy] = []
         proxy.before = lambda request: lost.append(proxy) if request == "POST /prompt" and not lost else None

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from comfyui.hosts import Host
-from service.jobs import SLOW, assert_is_of, failure, is_up, job, picture, until
+from service.jobs import assert_is_of, failure, is_up, job, picture, until
 
 from latent_encoder.checksum import file_sha256
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.base import Call
 from latent_encoder.service.engines.comfyui import member
 from latent_encoder.service.engines.comfyui.engine import ComfyUIEngine
-from latent_encoder.service.engines.comfyui.supervisor import PID_FILE, end_leftover
+from latent_encoder.service.engines.comfyui.server import ComfyUIServer
+from latent_encoder.service.engines.comfyui.slots import lock_lowest
+from latent_encoder.service.engines.comfyui.supervisor import PID_FILE, Supervisor, end_leftover
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -52,6 +58,13 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def seconds_of(function: Callable[[], Any]) -> float:
+    """How many seconds it takes."""
+    began = time.monotonic()
+    function()
+    return time.monotonic() - began
+
+
 def test_it_encodes_with_our_nodes_and_the_given_models(
     engine: ComfyUIEngine, newest_host: Host, models_folder: Path
 ) -> None:
@@ -68,7 +81,7 @@ def test_killed_during_an_encode_it_is_started_again_and_the_request_succeeds(
     engine: ComfyUIEngine, newest_host: Host, state_dir: Path
 ) -> None:
     first = pid_of(state_dir)
-    wanted = job(picture(seed=1), vae_name=newest_host.demo_vae, megapixels=SLOW)
+    wanted = job(picture(seed=1), vae_name=newest_host.demo_vae, megapixels=0.1)
     client = engine._pool.connections()[0].client
     with ThreadPoolExecutor(1) as threads:
         encoded = threads.submit(engine.encode, wanted, Call(120))
@@ -80,17 +93,6 @@ def test_killed_during_an_encode_it_is_started_again_and_the_request_succeeds(
     engine.check()
 
 
-def test_hung_it_is_a_timeout_and_started_again(engine: ComfyUIEngine, state_dir: Path) -> None:
-    hung = pid_of(state_dir)
-    os.kill(hung, signal.SIGSTOP)
-    error = failure(engine, job(picture(seed=2)), Call(2))
-    assert error.code == "TIMEOUT"
-    until(lambda: pid_of(state_dir) != hung, 30)
-    assert not is_running(hung)
-    wanted = job(picture(seed=3))
-    assert_is_of(engine.encode(wanted, Call(60)), wanted)  # waits until it is there again
-
-
 @pytest.mark.soak
 def test_a_prompt_that_runs_on_after_its_interruption_is_ended_with_the_server(
     engine: ComfyUIEngine, newest_host: Host, state_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,7 +100,7 @@ def test_a_prompt_that_runs_on_after_its_interruption_is_ended_with_the_server(
     monkeypatch.setattr(member, "STUCK_SECONDS", 1.0)
     busy = pid_of(state_dir)
     # One VAEEncode of many seconds looks at no interruption.
-    error = failure(engine, job(picture(seed=4), vae_name=newest_host.demo_vae, megapixels=4.0), Call(2))
+    error = failure(engine, job(picture(seed=4), vae_name=newest_host.demo_vae, megapixels=10.0), Call(4))
     assert error.code == "TIMEOUT"
     until(lambda: pid_of(state_dir) != busy, 30)
     until(lambda: is_up(engine), 60)
@@ -117,12 +119,113 @@ def test_hung_without_work_it_is_started_again(
     until(lambda: is_up(engine), 60)
 
 
-def test_closed_it_leaves_no_process_and_answers_no_more(engine: ComfyUIEngine, state_dir: Path) -> None:
-    pid = pid_of(state_dir)
-    engine.close()
+def test_hung_it_is_a_timeout_and_started_again(engine: ComfyUIEngine, state_dir: Path) -> None:
+    hung = pid_of(state_dir)
+    os.kill(hung, signal.SIGSTOP)
+    error = failure(engine, job(picture(seed=2)), Call(2))
+    assert error.code == "TIMEOUT"
+    until(lambda: pid_of(state_dir) != hung, 30)
+    assert not is_running(hung)
+
+
+def test_closed_while_it_starts_it_ends_soon_leaves_no_process_and_answers_no_more(
+    engine: ComfyUIEngine, state_dir: Path
+) -> None:
+    pid = pid_of(state_dir)  # of the one that the test before has had started
+    assert seconds_of(engine.close) < 3
     assert not is_running(pid)
     assert not (state_dir / "comfyui-0" / PID_FILE).exists()
     assert failure(engine, job()).code == "ENGINE_UNAVAILABLE"
+
+
+def fake_comfyui(folder: Path, main: str) -> Path:
+    """A folder that looks like ComfyUI, with this program."""
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "comfy" / "cli_args.py").write_text("")
+    (folder / "main.py").write_text(main)
+    return folder
+
+
+DEAF = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_that_starts_and_listens_to_no_signal_is_ended_at_once(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    engine = ComfyUIEngine(comfyui=fake_comfyui(tmp_path / "comfyui", DEAF), state_dir=state, usual_url=NOWHERE)
+    with ThreadPoolExecutor(1) as threads:
+        started = threads.submit(engine.start)
+        log = state / "comfyui-0" / "comfyui.log"
+        until(lambda: log.is_file() and "deaf" in log.read_text())
+        pid = pid_of(state)
+        assert seconds_of(engine.close) < 2
+        with pytest.raises(LatentEncoderError, match="The engine is closed"):
+            started.result(5)
+    assert not is_running(pid)
+
+
+POLITE = """
+import http.server, json, sys
+
+class Stats(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"system": {"argv": sys.argv}}).encode())
+
+try:
+    http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Stats).serve_forever()
+except KeyboardInterrupt:
+    print("goodbye", flush=True)
+"""
+
+
+def test_one_that_runs_is_asked_to_end(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    supervisor = Supervisor(fake_comfyui(tmp_path / "comfyui", POLITE), state)
+    supervisor.start()
+    pid = pid_of(state)
+    supervisor.close(threading.Thread())
+    assert not is_running(pid)
+    assert not (state / "comfyui-0" / PID_FILE).exists()
+    assert "goodbye" in (state / "comfyui-0" / "comfyui.log").read_text()
+
+
+@pytest.mark.parametrize("step", ["engine.running_server", "supervisor.our_server"])
+def test_closed_before_there_is_a_process_none_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    module, name = step.split(".")
+    reached, go_on, began = threading.Event(), threading.Event(), []
+    module = importlib.import_module(f"latent_encoder.service.engines.comfyui.{module}")
+    does = getattr(module, name)
+
+    def slow(*values: Any, **named: Any) -> Any:
+        reached.set()
+        go_on.wait(10)
+        return does(*values, **named)
+
+    monkeypatch.setattr(module, name, slow)
+    monkeypatch.setattr(ComfyUIServer, "_spawn", lambda server: began.append(server))
+    comfyui = fake_comfyui(tmp_path / "comfyui", "")
+    engine = ComfyUIEngine(comfyui=comfyui, state_dir=tmp_path / "state", usual_url=NOWHERE)
+    with ThreadPoolExecutor(1) as threads:
+        started = threads.submit(engine.start)
+        assert reached.wait(5)
+        closing = seconds_of(engine.close)
+        go_on.set()
+        with pytest.raises(LatentEncoderError, match="The engine is closed"):
+            started.result(10)
+    assert closing < 2
+    for thread in [one.thread for one in engine._pool.members if one.thread.ident]:
+        thread.join(10)
+    assert began == []
+    assert lock_lowest(tmp_path / "state", "comfyui-")[1] == 0
 
 
 def test_what_a_killed_service_left_behind_is_ended_and_nothing_else(tmp_path: Path) -> None:
@@ -143,10 +246,7 @@ def test_what_a_killed_service_left_behind_is_ended_and_nothing_else(tmp_path: P
 
 
 def test_a_comfyui_that_does_not_start_says_why(tmp_path: Path) -> None:
-    comfyui = tmp_path / "comfyui"
-    (comfyui / "comfy").mkdir(parents=True)
-    (comfyui / "comfy" / "cli_args.py").write_text("")
-    (comfyui / "main.py").write_text("raise SystemExit('the reason for it')")
+    comfyui = fake_comfyui(tmp_path / "comfyui", "raise SystemExit('the reason for it')")
     engine = ComfyUIEngine(comfyui=comfyui, state_dir=tmp_path / "state", usual_url=NOWHERE)
     with pytest.raises(LatentEncoderError, match="the reason for it") as caught:
         engine.start()

@@ -14,7 +14,8 @@ import pytest
 
 from latent_encoder.service.config import NAMES, Settings
 from latent_encoder.service.config_sources import Loaded, load
-from latent_encoder.service.start_checks import check_start, is_loopback
+from latent_encoder.service.hosts import is_loopback
+from latent_encoder.service.start_checks import check_start
 
 MAIN = Path(__file__).parents[2] / "main.py"
 SECRET = "hunter2-is-secret"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.hosts import is_loopback
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        host = urlsplit(self.url).hostname or ""
-        if host == "localhost":
-            return True
-        try:
-            return ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(urlsplit(self.url).hostname or "")
 
 
 def parse_address(url: str, token: str | None = None) -> Address:
@@ -57,7 +51,8 @@ def parse_address(url: str, token: str | None = None) -> Address:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        usable = usable and not (parts.query or parts.fragment)
+    except ValueError:  # a port that is no number, brackets that do not close
         usable = False
     if not usable:
         raise LatentEncoderError(

@@ -12,6 +12,7 @@ from latent_encoder.errors import LatentEncoderError
 from .address import Address
 
 BAD_GATEWAYS = (502, 503, 504)
+CHECK_URL = "Check COMFYUI_URL: its host, its port, and the path before ComfyUI's own where a proxy adds one."
 
 
 def expect_success(response: httpx.Response, address: Address) -> httpx.Response:
@@ -39,10 +40,13 @@ def json_object(response: httpx.Response, address: Address) -> dict[str, Any]:
     if isinstance(answer, dict):
         return answer
     kind = response.headers.get("content-type", "unknown").partition(";")[0]
-    raise LatentEncoderError(
-        "ENGINE_UNAVAILABLE",
-        f"What answers at {address.url} is not ComfyUI: {_path(response)} gives {kind}, not JSON.",
-        "Check COMFYUI_URL: its host, its port, and the path before ComfyUI's own where a proxy adds one.",
+    raise not_comfyui(address, f"{_path(response)} gives {kind}, not JSON.")
+
+
+def not_comfyui(address: Address, reason: str) -> LatentEncoderError:
+    """An error for an answer that ComfyUI would not give."""
+    return LatentEncoderError(
+        "ENGINE_UNAVAILABLE", f"What answers at {address.url} is not ComfyUI: {reason}", CHECK_URL
     )
 
 
@@ -65,7 +69,7 @@ def _explain(response: httpx.Response, address: Address) -> tuple[str, str | Non
     if response.status_code == httpx.codes.NOT_FOUND:
         return (
             f"What answers at {address.url} has no {_path(response)} ({status}): it is not ComfyUI.",
-            "Check COMFYUI_URL: its host, its port, and the path before ComfyUI's own where a proxy adds one.",
+            CHECK_URL,
         )
     if response.status_code in BAD_GATEWAYS:
         return f"The proxy at {address.url} does not reach the ComfyUI behind it ({status}).", None

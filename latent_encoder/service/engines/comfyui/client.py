@@ -14,7 +14,7 @@ import httpx
 from latent_encoder.errors import LatentEncoderError
 
 from .address import Address, parse_address
-from .answers import expect_success, json_object
+from .answers import expect_success, json_object, not_comfyui
 
 FIRST_POLL_SECONDS = 0.02
 LONGEST_POLL_SECONDS = 0.25
@@ -148,11 +148,18 @@ class ComfyUIClient:
     def queued(self, *, timeout: float | None = None) -> set[str]:
         """The ids of the prompts that run or wait."""
         queue = self._get("/queue", timeout)
-        return {str(item[1]) for key in ("queue_running", "queue_pending") for item in queue[key]}
+        try:
+            return {str(item[1]) for key in ("queue_running", "queue_pending") for item in queue[key]}
+        except (LookupError, TypeError) as error:
+            raise not_comfyui(self.address, "its /queue names no prompts.") from error
 
     def queue_length(self, *, timeout: float | None = None) -> int:
         """How many prompts run or wait."""
-        return int(self._get("/prompt", timeout).get("exec_info", {}).get("queue_remaining", 0))
+        answer = self._get("/prompt", timeout)
+        try:
+            return int(answer["exec_info"]["queue_remaining"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise not_comfyui(self.address, "its /prompt tells no length of its queue.") from error
 
     def knows(self, prompt_id: str, *, timeout: float | None = None) -> bool:
         """Whether the prompt runs, waits or has ended."""
@@ -245,6 +252,11 @@ class ComfyUIClient:
             raise LatentEncoderError("TIMEOUT", f"ComfyUI at {self.url} does not answer.") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             reason = f"ComfyUI at {self.url} cannot be reached ({error})."
+            raise LatentEncoderError("ENGINE_UNAVAILABLE", reason) from error
+        except RuntimeError as error:
+            if not self._http.is_closed:
+                raise
+            reason = f"The connection to ComfyUI at {self.url} is closed."
             raise LatentEncoderError("ENGINE_UNAVAILABLE", reason) from error
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from latent_encoder.errors import LatentEncoderError
 
+from .answers import not_comfyui
 from .client import ComfyUIClient
 from .listener import Listener
 
@@ -90,6 +92,15 @@ class Connection:
             self._users -= 1
         self._close_if_unused()
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """In this block it is not closed."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
     def retire(self) -> None:
         """Nobody new will use it."""
         self._retired = True
@@ -113,12 +124,9 @@ def look_at(client: ComfyUIClient, node_classes: Iterable[str], timeout: float =
     """
     system = client.system_stats(timeout=timeout).get("system")
     if not isinstance(system, dict):
-        raise LatentEncoderError(
-            "ENGINE_UNAVAILABLE",
-            f"What answers at {client.url} is not ComfyUI.",
-            "Check COMFYUI_URL: its host, its port, and the path before ComfyUI's own where a proxy adds one.",
-        )
+        raise not_comfyui(client.address, "it tells no system in its /system_stats.")
     version = system.get("comfyui_version")
+    version = version if isinstance(version, str) else None
     missing = []
     for name in sorted(node_classes):
         inputs = _inputs(client, name, timeout)
@@ -153,8 +161,11 @@ def _inputs(client: ComfyUIClient, name: str, timeout: float) -> set[str] | None
     definition: dict[str, Any] | None = client.object_info(name, timeout=timeout).get(name)
     if not definition:
         return None
-    groups = definition.get("input") or {}
-    return {key for group in ("required", "optional") for key in groups.get(group) or {}}
+    try:
+        groups = definition.get("input") or {}
+        return {key for group in ("required", "optional") for key in groups.get(group) or {}}
+    except (AttributeError, TypeError) as error:
+        raise not_comfyui(client.address, f"it does not describe the node {name} as ComfyUI does.") from error
 
 
 def _nodes_missing(url: str, version: str | None, missing: list[str]) -> LatentEncoderError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,7 @@ class ComfyUIEngine:
         state_dir: for the locks of the slots, and the base directory of a server that is started.
         models: folders of models for a server that is started, beside its own.
         token: the bearer token of the servers in ``urls``.
-        worker_id: a name that no other worker on these servers has; default: this host's.
+        worker_id: a name that no other worker on these servers has; default: of this host and ``state_dir``.
         workflow: default: the built-in one.
         usual_url: where to look for a server that runs already.
     """
@@ -67,9 +68,11 @@ class ComfyUIEngine:
         self._urls, self._token, self._usual_url = tuple(urls), token if urls else None, usual_url
         self._comfyui, self._models, self._state_dir = comfyui, tuple(models), Path(state_dir)
         self._workflow = workflow or built_in()
-        self._names = Slots(self._state_dir / "slots", worker_name(worker_id), self.slots)
+        self._names = Slots(self._state_dir / "slots", worker_name(worker_id, self._state_dir), self.slots)
         self._pool: Pool | None = None
         self._supervisor: Supervisor | None = None
+        self._closed = False
+        self._opening = threading.Lock()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ComfyUIEngine:
@@ -95,10 +98,15 @@ class ComfyUIEngine:
             urls = self._urls or self._usual_server()
             if not urls:
                 self._supervisor = Supervisor(self._comfyui_to_start(), self._state_dir, self._models)
-            self._pool = Pool(urls, self._supervisor, self._connect)
+            with self._opening:
+                self._pool = Pool(urls, self._supervisor, self._connect)
+                if self._closed:  # while the usual place was looked at
+                    self._pool.close()
         self._pool.start()
 
     def close(self) -> None:
+        with self._opening:
+            self._closed = True
         if self._pool is not None:
             self._pool.close()
         self._names.close()
@@ -121,7 +129,8 @@ class ComfyUIEngine:
         failure = None
         for connection in self._started().connections():
             try:
-                names.update(vae_names(connection.client))
+                with connection.in_use():
+                    names.update(vae_names(connection.client))
             except LatentEncoderError as error:
                 failure = error
         if failure and not names:

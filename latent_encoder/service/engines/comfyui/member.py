@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from latent_encoder.errors import LatentEncoderError
 
+from .address import parse_address
 from .connection import Connection
 from .running import HANG_SECONDS
 from .supervisor import Supervisor
@@ -101,37 +102,47 @@ class Member:
         """Cancel what was abandoned, disconnect, and end a server of ours."""
         self._closing.set()
         self._wake.set()
-        if self.supervisor is not None:
-            self.thread.join(CANCEL_SECONDS)
-            self.supervisor.close(self.thread)
+        if self.connection is None and not self._abandoned:
+            self.thread.join(TICK_SECONDS)  # it may be waiting for a server that is not up, and leaves nothing behind
         else:
-            self.thread.join(2 * CANCEL_SECONDS)
+            self.thread.join(2 * CANCEL_SECONDS if self.supervisor is None else CANCEL_SECONDS)
+        if self.supervisor is not None:
+            self.supervisor.close(self.thread)
 
     def _run(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
         while not self._closing.is_set():
             try:
-                self._bring_up()
+                connection = self._open()
+                with connection.in_use():
+                    self._announce(connection)
+                    self._look_after(connection)
                 backoff = FIRST_BACKOFF_SECONDS
-            except LatentEncoderError as error:
-                self._note_failure(error, first=backoff == FIRST_BACKOFF_SECONDS)
+            except Exception as error:  # the thread must live as long as the engine
+                reason = error if isinstance(error, LatentEncoderError) else self._unforeseen(error)
+                self._drop(self.connection, reason)
+                self._note_failure(reason, first=backoff == FIRST_BACKOFF_SECONDS)
                 self._rest(backoff)
                 backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
-            except Exception:  # the thread must live as long as the engine
-                logger.exception("Looking after ComfyUI failed")
-                self._rest(LONGEST_BACKOFF_SECONDS)
-            else:
-                self._look_after()
         self._settle()
         self._drop(self.connection, LatentEncoderError("ENGINE_UNAVAILABLE", "The engine is closed."))
 
-    def _bring_up(self) -> None:
-        if self.supervisor is not None:
-            self._end_if_hung()
-            self.supervisor.start()
-            connection = self._connect(self.supervisor.url)
-        else:
-            connection = self._connect(self._url or "")
+    def _unforeseen(self, error: Exception) -> LatentEncoderError:
+        if not self._closing.is_set():  # else it comes of that
+            logger.error("Looking after ComfyUI failed", exc_info=error)
+        where = self._url and parse_address(self._url).url  # without a password
+        reason = f"Looking after ComfyUI{f' at {where}' if where else ''} failed ({type(error).__name__}: {error})."
+        return LatentEncoderError("ENGINE_UNAVAILABLE", reason, "See whether what answers there is ComfyUI.")
+
+    def _open(self) -> Connection:
+        if self.supervisor is None:
+            return self._connect(self._url or "")
+        self._end_if_hung()
+        self.supervisor.start()
+        return self._connect(self.supervisor.url)
+
+    def _announce(self, connection: Connection) -> None:
+        """Let work come to it."""
         self._silent_since = None
         version = connection.facts.version
         logger.info("ComfyUI %s at %s takes work", version, connection.client.url)
@@ -149,11 +160,8 @@ class Member:
             self.failures += 1
             self._changed.notify_all()
 
-    def _look_after(self) -> None:
+    def _look_after(self, connection: Connection) -> None:
         """Return when the connection is lost, or the engine closes."""
-        connection = self.connection
-        if connection is None:
-            return
         next_probe, silent, heard = time.monotonic() + PROBE_SECONDS, 0, connection.listener.connections
         while self.connection is connection and not self._closing.is_set():
             self._settle()
@@ -209,6 +217,8 @@ class Member:
             except LatentEncoderError as error:
                 if error.code == "TIMEOUT" and work.overdue and not self._closing.is_set():
                     self._end(work.connection, "does not answer")
+            except Exception:  # of one prompt must not keep the others from being cancelled
+                logger.exception("A prompt could not be cancelled")
             finally:
                 work.connection.leave()
 

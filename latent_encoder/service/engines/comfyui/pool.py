@@ -63,10 +63,10 @@ class Pool:
         Raises:
             LatentEncoderError: why none of them is up. They are tried again until ``close``.
         """
-        for member in self.members:
-            if member.thread.ident is None:
-                member.thread.start()
         with self.changed:
+            for member in self.members:
+                if member.thread.ident is None and not self._closed:
+                    member.thread.start()
             self.changed.wait_for(self._started)
         self.check()
 

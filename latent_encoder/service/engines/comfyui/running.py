@@ -15,7 +15,7 @@ from .listener import PromptNews
 
 WAIT_SECONDS = 0.1  # how soon a caller who goes away is noticed
 SAFETY_POLL_SECONDS = 2.0  # a message may get lost
-POLL_TIMEOUT_SECONDS = 10.0
+POLL_TIMEOUT_SECONDS = 2.0  # a caller who goes away is noticed after it; only HANG_SECONDS of silence count
 SUBMIT_SECONDS = 30.0
 HANG_SECONDS = 60.0
 """A server that has not answered for so long is taken for hung. Loading a large model can silence it for a while."""

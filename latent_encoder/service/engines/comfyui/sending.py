@@ -14,20 +14,23 @@ from typing import Any
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.images import SUFFIXES
+from latent_encoder.models import LatentRecord
 from latent_encoder.service.engines.base import Call, EncodedLatent, EncodeJob
 
 from .client import PromptRejected
 from .connection import CALL_SECONDS
 from .failures import from_history, from_rejection
 from .pool import Lease
-from .running import ServerLost, run_prompt, seconds_for, with_caller
+from .running import run_prompt, seconds_for, with_caller
 from .workflow import Workflow
 
 FOLDER = "latent_encoder"  # in the server's temp folder
 SENDS = 3
+LONGEST_REASON = 200
 UPLOADED, ENCODED = 0.05, 0.95  # how much of an encode is done then
 # What a node says of a picture that was checked here before: it is not the picture that we sent.
 DOUBTFUL = ("IMAGE_NOT_FOUND", "IMAGE_INVALID", "IMAGE_TOO_LARGE")
+ODD = (LookupError, TypeError, ValueError, AttributeError)  # what comes of an answer that has another shape
 PLACE_FIELDS = ("path", "filename", "subfolder", "type", "file_bytes", "file_sha256")
 
 logger = logging.getLogger(__name__)
@@ -71,10 +74,12 @@ class Sending:
         self._workflow.check_steps(self._job, self._lease.connection.facts.takes_resolution_steps)
         try:
             return self._send_until_it_is_right()
-        except (ServerLost, LatentEncoderError) as error:
+        except Exception as error:
             overdue = isinstance(error, LatentEncoderError) and error.code == "TIMEOUT"
             if overdue or self._prompt_id:
                 self._lease.abandon(self._prompt_id, overdue=overdue)
+            if isinstance(error, ODD):
+                raise _otherwise(error) from error
             raise
 
     def _send_until_it_is_right(self) -> EncodedLatent:
@@ -138,8 +143,9 @@ class Sending:
         else:
             failed = from_history(entry, self._workflow.vae_node)
             if failed is None:
+                record = _checked(self._workflow.record_in(entry))
                 self._prompt_id = None
-                return self._workflow.record_in(entry)
+                return record
             failure = failed
         self._prompt_id = None
         if failure.code in DOUBTFUL:
@@ -175,6 +181,28 @@ class Sending:
     def _report(self, part: float) -> None:
         self._check_open()
         self._call.report_progress(UPLOADED + part * (ENCODED - UPLOADED))
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """A LatentRecord that says which file it is of.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    LatentRecord.model_validate(record)
+    for field in ("filename", "subfolder", "type", "file_sha256"):
+        if not isinstance(record[field], str):
+            raise TypeError(f"'{field}' is no text")
+    return record
+
+
+def _otherwise(error: Exception) -> LatentEncoderError:
+    said = " ".join(str(error).split())[:LONGEST_REASON]  # pydantic's can fill pages
+    return LatentEncoderError(
+        "ENCODING_FAILED",
+        f"ComfyUI answered otherwise than our nodes do ({type(error).__name__}: {said}).",
+        "Update the Latent Encoder nodes there, or this service.",
+    )
 
 
 def _mixed_up(what: str, slot: str) -> LatentEncoderError:

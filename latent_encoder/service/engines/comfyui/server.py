@@ -164,7 +164,8 @@ class ComfyUIServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        self._process = None
+        if self._process is process:  # another thread may have started the next one
+            self._process = None
 
     def log_tail(self, lines: int = TAIL_LINES) -> str:
         """The last lines of the log without their colours; empty where there is none."""

@@ -6,6 +6,8 @@ system gives it back when a process ends, however it ends.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import socket
 import threading
@@ -22,10 +24,14 @@ WAIT_SECONDS = 0.1
 LONGEST_WORKER = 64
 
 
-def worker_name(worker_id: str | None) -> str:
-    """The worker's id, or this host's name; safe as a part of a file name."""
+def worker_name(worker_id: str | None, state_dir: Path) -> str:
+    """The worker's id, or this host's name and a mark of the state folder; safe as a part of a file name.
+
+    The locks lie in the state folder, so they keep apart only those who share it.
+    """
     name = re.sub(r"[^A-Za-z0-9._-]", "_", worker_id or socket.gethostname())[:LONGEST_WORKER]
-    return name.lstrip("._-") or "worker"
+    name = name.lstrip("._-") or "worker"
+    return name if worker_id else f"{name}-{hashlib.sha256(os.fsencode(os.path.abspath(state_dir))).hexdigest()[:6]}"
 
 
 def lock_lowest(folder: Path, stem: str) -> tuple[FileLock, int]:

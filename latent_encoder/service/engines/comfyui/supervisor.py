@@ -42,6 +42,7 @@ class Supervisor:
         self._server: ComfyUIServer | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._starting = False
 
     @property
     def running(self) -> bool:
@@ -51,13 +52,15 @@ class Supervisor:
     @property
     def url(self) -> str:
         """Where it answers; another port after each start."""
-        if self._server is None:
+        server = self._server
+        if server is None:
             raise RuntimeError("the server is not started")
-        return self._server.url
+        return server.url
 
     @property
     def log_path(self) -> Path | None:
-        return self._server.log_path if self._server else None
+        server = self._server
+        return server.log_path if server else None
 
     def start(self) -> None:
         """Start the process where it does not run; returns when it answers.
@@ -67,36 +70,45 @@ class Supervisor:
                 OUTPUT_DIR_NOT_WRITABLE for the state folder.
         """
         with self._lock:
-            if self._closed:
-                raise LatentEncoderError("ENGINE_UNAVAILABLE", "The engine is closed.")
-            if self._server is None:
-                self._server = self._prepare()
+            self._check_open()
             server = self._server
+        if server is None:
+            server = self._prepare()  # takes seconds, and `close` does not wait for it
+            with self._lock:
+                if self._closed:
+                    self._base_lock.release()
+                self._check_open()
+                self._server = server
         if server.running:
             return
         logger.info("Starting ComfyUI (%s); its log is %s", self._comfyui, server.log_path)
-        server.start(START_SECONDS)
+        self._starting = True
+        try:
+            server.start(START_SECONDS)
+        finally:
+            self._starting = False
         logger.info("ComfyUI answers at %s (process %d)", server.url, server.pid)
 
     def kill(self) -> None:
         """End it at once; ``start`` starts it again."""
-        if self._server is not None:
-            self._server.kill()
+        server = self._server  # another thread may close it meanwhile
+        if server is not None:
+            server.kill()
 
     def close(self, thread: threading.Thread) -> None:
         """End it for good, and wait for the thread that may be starting it."""
         with self._lock:
             self._closed = True
-        while True:
-            if self._server is not None:
-                self._server.stop()
+            server, self._server = self._server, None
+        if server is None:
+            return  # a thread that is still preparing it will see that, and start nothing
+        while thread.is_alive():
+            # One that has not answered yet has nothing to save, and may not listen to anything gentler.
+            server.kill() if self._starting else server.stop()
             thread.join(STOP_POLL_SECONDS)
-            if not thread.is_alive():
-                break
-        if self._server is not None:
-            self._server.stop()
-            (self._server.base_directory / PID_FILE).unlink(missing_ok=True)
-            self._base_lock.release()
+        server.stop()
+        (server.base_directory / PID_FILE).unlink(missing_ok=True)
+        self._base_lock.release()
 
     def vae_sha256(self, name: str) -> str | None:
         """The sha256 of the VAE's file; None where there is none in the folders we gave it, or two
@@ -108,6 +120,10 @@ class Supervisor:
         except (LatentEncoderError, OSError):
             return None
         return found.pop() if len(found) == 1 else None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LatentEncoderError("ENGINE_UNAVAILABLE", "The engine is closed.")
 
     def _prepare(self) -> ComfyUIServer:
         self._base_lock, number = lock_lowest(self._state_dir, "comfyui-")
