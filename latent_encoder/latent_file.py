@@ -34,8 +34,16 @@ from .latent_format import (
     parse,
     safetensors_content,
 )
-from .paths import MAX_PART_BYTES, check_relative
-from .records import check_tensors, known_record, placement, read_with_sidecar, sidecar_of
+from .paths import MAX_PART_BYTES, check_relative, read_regular_file
+from .records import (
+    MAX_FILE_BYTES,
+    check_tensors,
+    known_record,
+    placement,
+    read_sidecar,
+    read_with_sidecar,
+    sidecar_of,
+)
 
 if TYPE_CHECKING:
     from .models import LatentRecord
@@ -207,6 +215,25 @@ def verify_latent(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         logger.warning("Latent Encoder: no sidecar for '%s' (%s).", path.name, error.strerror)
     return record.model_dump(mode="json") if record else None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file, whole or broken, is one that ``save_latent`` has written: its sidecar or its header says so."""
+    if not path.is_file() or path.is_symlink():
+        return False
+    if read_sidecar(path):
+        return True
+    try:
+        data = read_regular_file(
+            path,
+            not_found="LATENT_NOT_FOUND",
+            invalid="LATENT_INVALID",
+            too_large="LATENT_INVALID",
+            limit=MAX_FILE_BYTES,
+        )
+        return path.suffix[1:] in ("safetensors", "latent") and RECORD in header_metadata(data)
+    except (LatentEncoderError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _verify(path: Path) -> tuple[LatentRecord | None, bool]:

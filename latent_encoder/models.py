@@ -10,7 +10,16 @@ from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    field_validator,
+)
 
 from .images import MAX_MEGAPIXELS, MAX_RESOLUTION_STEPS, MIN_MEGAPIXELS, UpscaleMethod
 from .latent_format import FileFormat
@@ -91,6 +100,13 @@ class EncodeRequest(BaseModel):
     file_format: FileFormat = "safetensors"
     timestamp: Time | None = None
     deadline: Time | None = None
+
+    @field_validator("megapixels", "resolution_steps", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # pydantic would take it for 0 or 1
+            raise ValueError("not a number")
+        return value
 
 
 class EncodeResponse(BaseModel):

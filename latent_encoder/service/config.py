@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from latent_encoder.errors import LatentEncoderError
 from latent_encoder.images import MAX_MEGAPIXELS, MIN_MEGAPIXELS, UpscaleMethod
 from latent_encoder.models import DEFAULT_VAE
+
+from .engines.comfyui.address import parse_address
 
 _REPEATED = " Several are separated by commas."
 
@@ -32,12 +35,10 @@ def _split(value: Any) -> Any:
 def _server(url: str) -> str:
     """A ComfyUI server's address, without a slash at its end."""
     try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, brackets that do not close
-        good = False
-    if not good or parts.query or parts.fragment:
-        raise ValueError("an address such as http://127.0.0.1:8188, or http://host/path where a proxy wants one")
+        parse_address(url)
+    except LatentEncoderError as error:
+        words = "an address such as http://127.0.0.1:8188, or http://host/path where a proxy wants one"
+        raise ValueError(words) from error
     return url.rstrip("/")
 
 
@@ -181,7 +182,7 @@ class Settings(BaseSettings):
     )
     queue_size: int = _setting(
         "LATENT_ENCODER_QUEUE_SIZE",
-        "How many requests may wait; more are turned away.",
+        "How many requests may wait in each queue, /v1/encode's and the jobs'; more are turned away.",
         default=256,
         ge=1,
         le=1_000_000,

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.images import MAX_FILE_BYTES, check_image, scaled_size
-from latent_encoder.latent_file import check_stem, place_latent, verify_latent
+from latent_encoder.latent_file import check_stem, is_ours, place_latent, verify_latent
 from latent_encoder.latent_format import FILE_FORMATS
 from latent_encoder.models import EncodeRequest, EncodeResponse
 from latent_encoder.paths import check_relative, read_regular_file, resolve_inside, resolve_under
 
 from .engines.base import Call, EncodeJob, Engine, Picture
-from .requests import error_response
+from .requests import error_response, limit_call
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -103,9 +103,7 @@ class Encoder:
         start = time.monotonic()
         call = call or Call()
         try:
-            call.limit(self._settings.timeout)
-            if request.deadline is not None:
-                call.limit((request.deadline - datetime.now(timezone.utc)).total_seconds())
+            limit_call(call, request, self._settings)
             call.check()
             record, reused = self._encode(request, find_place(), picture, call)
             response = EncodeResponse(
@@ -161,6 +159,7 @@ class Encoder:
     def _make(
         self, request: EncodeRequest, place: Place, data: bytes, wanted: dict[str, Any], call: Call
     ) -> tuple[dict[str, Any], bool]:
+        _check_target(place.folder / f"{place.stem}.{request.file_format}")
         info = check_image(data)
         scaled_size(info.width, info.height, request.megapixels, request.resolution_steps)
         picture = Picture(data, request.image_path, wanted["image_sha256"], info)
@@ -199,6 +198,7 @@ class Encoder:
                 found = self._existing(place, wanted)
                 if found:
                     return found, True
+                _check_target(place.folder / f"{place.stem}.{request.file_format}")
                 overwrite = True
 
     def _existing(self, place: Place, wanted: dict[str, Any]) -> dict[str, Any] | None:
@@ -247,6 +247,20 @@ def _check_vae_name(name: str) -> None:
     """Refuse what leaves models/vae; a backslash is a Windows ComfyUI's way to write a subfolder."""
     if "\0" in name or name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
         raise LatentEncoderError("PATH_NOT_ALLOWED", f"'vae_model_name' leaves the folder of the VAEs: {name[:80]!r}.")
+
+
+def _check_target(path: Path) -> None:
+    """Refuse to replace what is not a latent file of ours.
+
+    Raises:
+        LatentEncoderError: FILE_EXISTS.
+    """
+    if os.path.lexists(path) and not is_ours(path):
+        raise LatentEncoderError(
+            "FILE_EXISTS",
+            f"'{path.name}' is there already, and is no latent file of Latent Encoder.",
+            "Move it away, or use another request_id or output folder.",
+        )
 
 
 def _read(path: Path) -> bytes:

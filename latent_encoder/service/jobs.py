@@ -67,12 +67,18 @@ class Job(BaseModel):
 
 @dataclass(frozen=True)
 class Work:
-    """A job that has been started: ``run`` tells this start from others of the same job."""
+    """A job that has been started: ``run`` tells this start from others of the same job.
+
+    Attributes:
+        upload: the picture's file in the folder of uploads, where it came with the request.
+        deaths: how often the process died while the job ran.
+    """
 
     job_id: str
     run: int
     request: EncodeRequest
     upload: str | None
+    deaths: int
 
 
 def contents_of(request: EncodeRequest, image_sha256: str | None) -> str:
@@ -122,15 +128,15 @@ class JobStore:
     def add(self, request: EncodeRequest, contents: str, upload: str | None) -> tuple[Job, bool]:
         """Keep a new job; when this returns, it survives a crash of the program or the machine.
 
-        A job of the same id and contents that waits, runs or has succeeded is the answer; one that failed or was
-        cancelled is queued again.
+        A job of the same id and contents that waits, runs or has succeeded is the answer; one that failed, was
+        cancelled or whose file is gone is queued again, with these contents.
 
         Returns:
             the job, and whether this call has queued it.
 
         Raises:
-            LatentEncoderError: REQUEST_ID_CONFLICT for a known id with other contents; DISK_FULL,
-                OUTPUT_DIR_NOT_WRITABLE.
+            LatentEncoderError: REQUEST_ID_CONFLICT for the id of a job with other contents that waits, runs or has
+                succeeded and still has its file; DISK_FULL, OUTPUT_DIR_NOT_WRITABLE.
         """
         job_id, values = request.request_id, (contents, request.model_dump_json(), upload, time.time())
         with self._change() as database:
@@ -170,7 +176,18 @@ class JobStore:
             if not changed.rowcount:
                 return None
             row = _row(database, job_id)
-        return Work(job_id, row["run"], EncodeRequest.model_validate_json(row["request"]), row["upload"])
+        request = EncodeRequest.model_validate_json(row["request"])
+        return Work(job_id, row["run"], request, row["upload"], row["deaths"])
+
+    def requeue(self, work: Work) -> bool:
+        """Let a job that runs wait again; False where it was cancelled or started anew meanwhile."""
+        with self._change() as database:
+            changed = database.execute(
+                "UPDATE jobs SET status = 'queued', started_at = NULL"
+                " WHERE job_id = ? AND status = 'running' AND run = ?",
+                (work.job_id, work.run),
+            )
+            return bool(changed.rowcount)
 
     def finish(self, work: Work, response: EncodeResponse) -> bool:
         """Keep the answer; False where the job was cancelled or started anew meanwhile."""
@@ -197,22 +214,24 @@ class JobStore:
                 _end(database, row, "cancelled", error)
             return _job(_row(database, job_id)), row["upload"]
 
-    def recover(self, error: LatentEncoderError) -> list[str]:
+    def recover(self, error: LatentEncoderError) -> list[tuple[str, int]]:
         """Queue again what ran when the process ended.
 
         Args:
             error: the answer to a job under which it has died ``MOST_DEATHS`` times.
 
         Returns:
-            the ids of the queued jobs, in the order of their arrival.
+            the ids of the queued jobs and how often the process died while each of them ran: those that have seen the
+            fewest deaths first, then in the order of their arrival. Which one of several killed it is not known, so
+            those that have seen any must run one at a time.
         """
         with self._change() as database:
             database.execute("UPDATE jobs SET status = 'queued', deaths = deaths + 1 WHERE status = 'running'")
-            rows = database.execute("SELECT * FROM jobs WHERE status = 'queued' ORDER BY number").fetchall()
+            rows = database.execute("SELECT * FROM jobs WHERE status = 'queued' ORDER BY deaths, number").fetchall()
             for row in rows:
                 if row["deaths"] >= MOST_DEATHS:
                     _end(database, row, "done", error)
-        return [row["job_id"] for row in rows if row["deaths"] < MOST_DEATHS]
+        return [(row["job_id"], row["deaths"]) for row in rows if row["deaths"] < MOST_DEATHS]
 
     def forget(self, seconds: float) -> int:
         """Delete the jobs that ended more than so many seconds ago; returns how many."""

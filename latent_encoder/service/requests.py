@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from latent_encoder.models import EncodeRequest, EncodeResponse
 
 if TYPE_CHECKING:
     from .config import Settings
+    from .engines.base import Call
 
 SHOWN_VALUE = 80  # characters of a wrong value that a message repeats
 
@@ -31,6 +33,13 @@ def parse_request(fields: Mapping[str, Any], settings: Settings) -> EncodeReques
         return EncodeRequest.model_validate(defaults | dict(fields))
     except ValidationError as error:
         raise invalid_request(error) from error
+
+
+def limit_call(call: Call, request: EncodeRequest, settings: Settings) -> None:
+    """Let the caller of this request wait no longer than TIMEOUT from now, nor beyond its deadline."""
+    call.limit(settings.timeout)
+    if request.deadline is not None:
+        call.limit((request.deadline - datetime.now(timezone.utc)).total_seconds())
 
 
 def invalid_request(error: ValidationError) -> LatentEncoderError:

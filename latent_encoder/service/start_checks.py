@@ -72,6 +72,8 @@ def _check_comfyui(settings: Settings) -> Iterator[str]:
 
 def _check_workflow(settings: Settings) -> Iterator[str]:
     if settings.workflow is None:
+        if settings.map:
+            yield f"is not set, and {NAMES['map']} is for a workflow of yours."
         return
     if settings.engine == "embedded":
         yield "is for ComfyUI; the engine 'embedded' runs no workflow."

@@ -7,22 +7,44 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from latent_encoder.errors import LatentEncoderError
 
-Task = Callable[[], None]
-"""Does its work, hands its result on by itself, and raises nothing."""
+ENCODE, JOBS = "encode", "jobs"
+"""The lanes: callers who wait for their answer, and jobs."""
 
 LONGEST_RETRY_SECONDS = 60
 
 logger = logging.getLogger(__name__)
 
 
+class QueueFull(LatentEncoderError):
+    """QUEUE_FULL. ``retry_after``: after how many seconds a caller who was turned away may find a place."""
+
+    retry_after = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What waits in a lane.
+
+    Attributes:
+        work: does it, hands its result on by itself, and raises nothing.
+        key: two tasks of one key never run at once; None is no key.
+        alone: nothing else of its lane runs beside it.
+    """
+
+    work: Callable[[], None]
+    key: Hashable = None
+    alone: bool = False
+
+
 @dataclass
 class _Lane:
     tasks: deque[Task] = field(default_factory=deque)
+    running: list[Task] = field(default_factory=list)
     reserved: int = 0
     held: bool = False
 
@@ -40,7 +62,6 @@ class Workers:
         self._limit = limit
         self._changed = threading.Condition()
         self._threads = 0
-        self._running = 0
         self._mean_seconds = 1.0
         self._refusal: str | None = None
         self._stopped = False
@@ -52,11 +73,17 @@ class Workers:
             # A daemon: an engine that hangs must not keep the process from its end.
             threading.Thread(target=self._work, name=f"encode-{number}", daemon=True).start()
 
+    def add(self, lane: str, task: Task) -> None:
+        """Let a task wait; raises as ``reserve`` does."""
+        with self._changed:
+            self.reserve(lane)
+            self.put(lane, task)
+
     def reserve(self, lane: str) -> None:
         """Take a place, to be used by ``put`` or given back by ``release``.
 
         Raises:
-            LatentEncoderError: QUEUE_FULL; ENGINE_UNAVAILABLE once ``refuse`` was called.
+            LatentEncoderError: QueueFull; ENGINE_UNAVAILABLE once ``refuse`` was called.
         """
         with self._changed:
             self._check_room(lane)
@@ -77,10 +104,10 @@ class Workers:
         with self._changed:
             self._lanes[lane].reserved -= 1
             self._lanes[lane].tasks.append(task)
-            self._changed.notify()
+            self._changed.notify_all()  # one alone might be somebody in wait_idle
 
     def put_back(self, lane: str, task: Task) -> None:
-        """Let a task wait that was accepted in an earlier life, whatever the limit."""
+        """Let a task wait that was accepted before, by this process or an earlier one, whatever the limit."""
         with self._changed:
             self._lanes[lane].reserved += 1
             self.put(lane, task)
@@ -121,47 +148,62 @@ class Workers:
     def running(self) -> int:
         """How many tasks run."""
         with self._changed:
-            return self._running
+            return self._count_running()
 
     def wait_idle(self, seconds: float, *lanes: str) -> bool:
         """Wait until nothing runs and nothing waits in these lanes; False where that takes longer."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: not self._running and not any(self._lanes[lane].tasks for lane in lanes), seconds
+                lambda: not self._count_running() and not any(self._lanes[lane].tasks for lane in lanes), seconds
             )
 
-    def retry_after(self, lane: str) -> int:
-        """After how many seconds a caller who was turned away may find a place."""
-        with self._changed:
-            seconds = self._mean_seconds * len(self._lanes[lane].tasks) / max(1, self._threads) / 2
-        return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(seconds)))
+    def _count_running(self) -> int:
+        return sum(len(lane.running) for lane in self._lanes.values())
 
     def _check_room(self, lane: str) -> None:
         if self._refusal:
             raise LatentEncoderError("ENGINE_UNAVAILABLE", self._refusal, "Send the request again in a while.")
-        idle = max(0, self._threads - self._running)  # what they are about to take does not wait
-        if len(self._lanes[lane].tasks) + self._lanes[lane].reserved >= self._limit + idle:
-            raise LatentEncoderError("QUEUE_FULL", f"{self._limit} requests wait already.")
+        idle = max(0, self._threads - self._count_running())  # what they are about to take does not wait
+        waiting = len(self._lanes[lane].tasks)
+        if waiting + self._lanes[lane].reserved >= self._limit + idle:
+            error = QueueFull("QUEUE_FULL", f"{self._limit} requests wait already.")
+            seconds = math.ceil(self._mean_seconds * waiting / max(1, self._threads) / 2)
+            error.retry_after = max(1, min(LONGEST_RETRY_SECONDS, seconds))
+            raise error
 
     def _work(self) -> None:
-        while task := self._next():
+        while found := self._next():
+            lane, task = found
             start = time.monotonic()
             try:
-                task()
+                task.work()
             except Exception:
                 logger.exception("A task failed")
             with self._changed:
-                self._running -= 1
+                lane.running.remove(task)
                 self._mean_seconds += (time.monotonic() - start - self._mean_seconds) / 8
                 self._changed.notify_all()
 
-    def _next(self) -> Task | None:
+    def _next(self) -> tuple[_Lane, Task] | None:
         with self._changed:
             while not self._stopped:
                 for name, lane in self._lanes.items():
-                    if lane.tasks and not lane.held:
+                    if task := self._first_of(lane):
                         self._lanes[name] = self._lanes.pop(name)  # the other lanes come first next time
-                        self._running += 1
-                        return lane.tasks.popleft()
+                        lane.tasks.remove(task)
+                        lane.running.append(task)
+                        return lane, task
                 self._changed.wait()
             return None
+
+    def _first_of(self, lane: _Lane) -> Task | None:
+        """The first task that may start beside those that run."""
+        if lane.held or any(task.alone for task in lane.running):
+            return None
+        busy = {task.key for other in self._lanes.values() for task in other.running} - {None}
+        for task in lane.tasks:
+            if task.alone and lane.running:
+                return None
+            if task.key not in busy:
+                return task
+        return None

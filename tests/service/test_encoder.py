@@ -166,6 +166,20 @@ def test_a_broken_file_is_made_again(encoder: Encoder, tmp_path: Path) -> None:
     assert load_latent(path).verified
 
 
+@pytest.mark.parametrize("content", [b"notes", b"", b"\x02\0\0\0\0\0\0\0{}"], ids=["text", "empty", "safetensors"])
+def test_a_file_of_somebody_else_is_kept(encoder: Encoder, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    for path in (tmp_path / "out" / "r-1.safetensors", tmp_path / "out" / "sub" / "a.png.safetensors"):
+        path.write_bytes(content)
+    (tmp_path / "out" / "r-2.safetensors").symlink_to(tmp_path / "in" / "a.png")
+    answers = [encoder.encode_image_to_latent(request(tmp_path, request_id)) for request_id in ("r-1", "r-2")]
+    answers.append(encoder.encode_named(tmp_path / "in" / "a.png", "sub/a.png", request(tmp_path)))
+    assert [answer.error_code for answer in answers] == ["FILE_EXISTS"] * 3
+    assert (tmp_path / "out" / "r-1.safetensors").read_bytes() == content
+    assert (tmp_path / "out" / "sub" / "a.png.safetensors").read_bytes() == content
+    assert (tmp_path / "out" / "r-2.safetensors").is_symlink()
+
+
 def test_a_file_whose_sidecar_a_crash_has_lost_still_answers(encoder: Encoder, tmp_path: Path) -> None:
     record = done(encoder.encode_image_to_latent(request(tmp_path)))
     sidecar = Path(record["path"] + ".json")

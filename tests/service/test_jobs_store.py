@@ -62,7 +62,7 @@ def test_what_another_process_has_left_is_queued_again_in_order(tmp_path: Path, 
     store.start("a")
     store.cancel("b", STOPPED)
     other = JobStore(tmp_path)  # as if the first were dead
-    assert other.recover(LOST) == ["c", "a"] and other.get("a").status == "queued"
+    assert other.recover(LOST) == [("c", 0), ("a", 1)] and other.get("a").status == "queued"
     other.close()
 
 
@@ -73,20 +73,48 @@ def test_close_queues_what_runs_and_counts_no_death(tmp_path: Path) -> None:
         assert store.start("a")
         store.close()
         store = JobStore(tmp_path)
-        assert store.recover(LOST) == ["a"]
+        assert store.recover(LOST) == [("a", 0)]
     store.close()
 
 
 def test_job_under_which_the_process_dies_again_and_again_is_given_up(store: JobStore) -> None:
     store.add(request(), "x", "upload-1")
-    for _ in range(MOST_DEATHS - 1):
+    for deaths in range(1, MOST_DEATHS):
         store.start("a")
-        assert store.recover(LOST) == ["a"]
+        assert store.recover(LOST) == [("a", deaths)]
     store.start("a")
     assert store.recover(LOST) == [] and store.uploads() == set()
     response = store.get("a").response
     assert response and (response.error_code, response.correlation_id) == ("ENCODING_FAILED", "c")
-    assert store.add(request(), "x", None)[1] and store.start("a") and store.recover(LOST) == ["a"]  # counted anew
+    assert store.add(request(), "x", None)[1] and store.start("a") and store.recover(LOST) == [("a", 1)]  # counted anew
+
+
+def test_neighbours_of_a_job_that_kills_outlive_it(store: JobStore) -> None:
+    """As the workers do it: three at once, those that have seen a death one at a time."""
+    for name in ("innocent-1", "killer", "innocent-2", "late"):
+        store.add(request(name), "x", None)
+    lives = 0
+    while left := store.recover(LOST):
+        lives += 1
+        fresh = [name for name, deaths in left if deaths == 0][:3]
+        for name in fresh or [left[0][0]]:
+            work = store.start(name)
+            assert work and (work.deaths > 0) == (not fresh)
+            if not (fresh and lives == 1) and name != "killer":
+                store.finish(work, success())
+    ends = [store.get(name).response for name in ("killer", "innocent-1", "innocent-2", "late")]
+    assert [end and end.error_code for end in ends] == [LOST.code, None, None, None]
+    assert lives == 1 + 1 + 2 + MOST_DEATHS - 1
+
+
+def test_job_that_waits_for_the_engine_is_queued_once_more(store: JobStore) -> None:
+    store.add(request(), "x", "upload-1")
+    work = store.start("a")
+    assert work and store.requeue(work) and store.get("a").status == "queued" and store.uploads() == {"upload-1"}
+    assert not store.requeue(work) and store.recover(LOST) == [("a", 0)]
+    store.start("a")
+    store.cancel("a", STOPPED)
+    assert not store.requeue(work) and store.get("a").status == "cancelled"
 
 
 def test_only_what_has_ended_is_forgotten(store: JobStore) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from latent_encoder.errors import LatentEncoderError
-from latent_encoder.service.workers import Task, Workers
+from latent_encoder.service.workers import QueueFull, Task, Workers
 
 
 class Bench:
@@ -21,13 +22,16 @@ class Bench:
         self.gate = threading.Event()
 
     def put(self, lane: str, name: str) -> Task:
-        def task() -> None:
+        task = self.task(name)
+        self.workers.add(lane, task)
+        return task
+
+    def task(self, name: str, **marks: Any) -> Task:
+        def work() -> None:
             self.gate.wait(10)
             self.done.append(name)
 
-        self.workers.reserve(lane)
-        self.workers.put(lane, task)
-        return task
+        return Task(work, **marks)
 
     def finish(self) -> list[str]:
         """Open the gate; returns the names in the order in which they were done."""
@@ -79,7 +83,7 @@ def test_what_idle_threads_are_about_to_take_does_not_count(bench: Bench) -> Non
 
 def test_task_of_an_earlier_life_is_taken_whatever_the_limit(bench: Bench) -> None:
     for name in "abcde":
-        bench.workers.put_back("jobs", lambda name=name: bench.done.append(name))
+        bench.workers.put_back("jobs", bench.task(name))
     assert bench.workers.waiting("jobs") == 5 and refused(bench.workers, "jobs") == "QUEUE_FULL"
     bench.workers.start(1)
     assert bench.finish() == [*"abcde"]
@@ -111,14 +115,67 @@ def test_held_lane_waits_and_after_refusal_for_good(bench: Bench) -> None:
 
 def test_task_that_raises_harms_no_other(bench: Bench) -> None:
     bench.workers.start(1)
-    bench.workers.put_back("encode", lambda: 1 / 0)
+    bench.workers.put_back("encode", Task(lambda: 1 / 0))
     bench.put("encode", "after")
     assert bench.finish() == ["after"]
 
 
+def running(workers: Workers, count: int) -> None:
+    """Wait until so many tasks run."""
+    deadline = time.monotonic() + 10
+    while workers.running != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_tasks_of_one_key_take_one_thread_and_those_behind_them_another(bench: Bench) -> None:
+    for lane, name, key in (("encode", "a", 1), ("encode", "a again", 1), ("jobs", "a once more", 1), ("jobs", "b", 2)):
+        bench.workers.add(lane, bench.task(name, key=key))
+    bench.workers.start(3)
+    running(bench.workers, 2)
+    assert [bench.workers.waiting(lane) for lane in ("encode", "jobs")] == [1, 1]
+    assert sorted(bench.finish()) == ["a", "a again", "a once more", "b"]
+
+
+def test_task_that_wants_to_be_alone_has_no_other_of_its_lane_beside_it(bench: Bench) -> None:
+    gate = threading.Event()
+    bench.put("jobs", "before")
+    bench.workers.add("jobs", Task(gate.wait, alone=True))
+    bench.workers.add("jobs", bench.task("after"))
+    bench.workers.start(3)
+    running(bench.workers, 1)
+    bench.gate.set()
+    while bench.done != ["before"]:
+        time.sleep(0.001)
+    running(bench.workers, 1)
+    bench.put("encode", "of the other lane")
+    while "of the other lane" not in bench.done:
+        time.sleep(0.001)
+    assert bench.workers.waiting("jobs") == 1
+    gate.set()
+    assert bench.finish() == ["before", "of the other lane", "after"]
+
+
+def test_task_wakes_a_worker_though_somebody_waits_for_the_end(bench: Bench) -> None:
+    bench.workers.hold("jobs", True)
+    bench.put("jobs", "held")
+    bench.gate.set()
+    threading.Thread(target=bench.workers.wait_idle, args=(10, "jobs"), daemon=True).start()
+    time.sleep(0.1)
+    bench.workers.start(1)
+    time.sleep(0.1)
+    bench.put("encode", "now")
+    time.sleep(0.2)
+    assert bench.done == ["now"]
+
+
 def test_retry_after_grows_with_the_queue_and_is_bounded() -> None:
-    workers = Workers(("encode",), limit=10_000)
-    empty = workers.retry_after("encode")
-    for _ in range(5000):
-        workers.put_back("encode", lambda: None)
-    assert empty == 1 and workers.retry_after("encode") == 60
+    def retry_after(count: int) -> int:
+        workers = Workers(("encode",), limit=count)
+        for _ in range(count):
+            workers.add("encode", Task(lambda: None))
+        with pytest.raises(QueueFull) as error:
+            workers.reserve("encode")
+        return error.value.retry_after
+
+    assert retry_after(1) == 1 and retry_after(10) == 5 and retry_after(5000) == 60

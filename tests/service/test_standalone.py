@@ -92,6 +92,7 @@ def test_wrong_use_of_a_run_exits_2_and_encodes_nothing(here: Path, command_line
         ("--image_path", "*.gif"): "No file fits '*.gif'",
         ("--image_path", ".", "--request-id", "x"): "--request-id is for one picture",
         ("--image_path", ".", "--report", "nowhere/run.jsonl"): "'nowhere/run.jsonl' cannot be written",
+        ("--image_path", "a.png", "--report", "./a.png"): "is one of the pictures",
         ("--image_path", "a.png", "--request-id", "a/b"): "request_id",
     }.items():
         done = command_line.run(*words)

@@ -233,3 +233,13 @@ def test_failures_inside_the_users_workflow_keep_their_codes(comfyui_server: Ser
     engine.start()
     assert failure(engine, job(vae_name="nothing.safetensors")).code == "VAE_MODEL_NOT_FOUND"
     engine.close()
+
+
+@pytest.mark.parametrize("mapping", ["image=11.nope", "megapixels=12.nope", "image=20.image"])
+def test_a_place_that_changes_nothing_of_the_result_is_refused(tmp_path: Path, mapping: str) -> None:
+    """Else the latent of another picture, the one that the workflow names, would come back."""
+    content = {**chain(10), "20": node("LoadImage", image="other.png")}
+    assert read_workflow(written(tmp_path, content))
+    error = refusal(tmp_path, content, mapping)
+    assert error.code == "INVALID_REQUEST"
+    assert mapping.rpartition(".")[0].split("=")[1] in error.message

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first lets what is in hand be finished, the second stops at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: the first lets what is in hand be finished, the second stops at once."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ class Interrupts:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle both signals in this block; to be entered in the main thread.
+        """Handle these signals in this block; to be entered in the main thread.
 
         Raises:
             KeyboardInterrupt: in the main thread, for a signal while nothing is in hand, and for a second one.
         """
-        signals = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+        wanted = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+        signals = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._handle) for number in signals}
         try:
             yield

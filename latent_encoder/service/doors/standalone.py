@@ -58,6 +58,7 @@ def run(settings: Settings, named: Sequence[str], *, request: Fields, report: Pa
                 pictures = _find_many(named, request)
             outputs = [stack.enter_context(stdout_for_answers())]
             if report:
+                _check_report(report, pictures)
                 outputs.append(stack.enter_context(_open_report(report)))
         except LatentEncoderError as error:
             logger.error("%s %s", error.message, error.hint)
@@ -103,12 +104,28 @@ def stdout_for_answers() -> Iterator[TextIO]:
         os.close(own)
 
 
-def _open_report(path: Path) -> TextIO:
+def _check_report(path: Path, pictures: Sequence[NamedPicture]) -> None:
+    with suppress(OSError):
+        report = path.stat()
+        for picture in pictures:
+            with suppress(OSError):
+                if os.path.samestat(report, os.stat(picture.file)):
+                    reason = f"The report '{path}' is one of the pictures."
+                    raise LatentEncoderError("INVALID_REQUEST", reason, "Name another file.")
+
+
+@contextmanager
+def _open_report(path: Path) -> Iterator[TextIO]:
     try:
-        return open(path, "w", encoding="utf-8", newline="\n")
+        stream = open(path, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
     except OSError as error:
         reason = f"The report '{path}' cannot be written ({error.strerror})."
         raise LatentEncoderError("INVALID_REQUEST", reason, "Name a file in a folder that can be written.") from error
+    try:
+        yield stream
+    finally:
+        with suppress(OSError):  # a full disk, which was noticed when an answer was written
+            stream.close()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from service.rest.process import HELD, RestService
+from service.rest.process import HELD, RestService, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,12 @@ def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestService]:
 
 @pytest.fixture(scope="session")
 def held_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestService]:
-    service = RestService(tmp_path_factory.mktemp("held"), script=HELD, LATENT_ENCODER_QUEUE_SIZE="2")
+    service = RestService(
+        tmp_path_factory.mktemp("held"),
+        script=HELD,
+        LATENT_ENCODER_QUEUE_SIZE="2",
+        LATENT_ENCODER_CORS_ORIGINS="https://studio.example",
+    )
     yield service.start()
     assert service.stop() == 0
 
@@ -33,5 +38,6 @@ def held_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestServi
 def held(held_service: RestService) -> Iterator[RestService]:
     """A service whose engine can be held back, with three slots and room for two in each queue."""
     yield held_service
-    held_service.hold(False)
-    held_service.away(False)
+    for name in ("hold", "away", "odd"):
+        held_service.flag(name, False)
+    wait_for(held_service.is_ready)

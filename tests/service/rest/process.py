@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 from pictures import png
 
+from latent_encoder.latent_file import encode_latent
+from latent_encoder.latent_format import FILE_FORMATS
 from latent_encoder.service.config import NAMES
 
 ROOT = Path(__file__).parents[3]
@@ -26,6 +29,19 @@ VAE = "demo_vae.safetensors"
 START_SECONDS = 60.0
 RECIPE = {"vae_model_name": VAE, "megapixels": 0.02}
 PICTURE = png(64, 64)
+
+
+@cache
+def prepared() -> dict[str, bytes]:
+    """The files that ``HELD`` answers with: a latent of a 64 x 64 picture in each format, and its record."""
+    import torch
+
+    files = {}
+    for file_format in FILE_FORMATS:
+        latent = {"samples": torch.zeros(1, 16, 1, 8, 8)}
+        content, record = encode_latent(latent, file_format=file_format, record={"engine": "embedded"})
+        files |= {f"prepared.{file_format}": content, f"prepared.{file_format}.json": json.dumps(record).encode()}
+    return files
 
 
 class RestService:
@@ -42,6 +58,9 @@ class RestService:
         (here / "pictures").mkdir(exist_ok=True)
         shutil.copy(ROOT / "assets" / VAE, here / "models" / "vae")
         (here / "pictures" / "a.png").write_bytes(PICTURE)
+        if script == HELD:
+            for name, content in prepared().items():
+                (here / name).write_bytes(content)
         defaults = {
             "LATENT_ENCODER_ENGINE": "embedded",
             "LATENT_ENCODER_LOG_FORMAT": "json",
@@ -129,13 +148,21 @@ class RestService:
         """The uploads that lie on the disk."""
         return list((self.here / ".latent_encoder" / "uploads").iterdir())
 
+    def flag(self, name: str, there: bool = True) -> None:
+        """Lay down or take away a file that tells the engine what to do (``HELD``)."""
+        path = self.here / name
+        if there:
+            path.touch()
+        else:
+            path.unlink(missing_ok=True)
+
     def hold(self, held: bool = True) -> None:
         """Let every encode wait, or go on (``HELD``)."""
-        _flag(self.here / "hold", held)
+        self.flag("hold", held)
 
     def away(self, away: bool = True) -> None:
         """Take the engine away, or give it back (``HELD``)."""
-        _flag(self.here / "away", away)
+        self.flag("away", away)
 
     def encodes(self) -> list[str]:
         """The request ids that the engine was asked for, in order (``HELD``)."""
@@ -154,13 +181,6 @@ class RestService:
         self.process.kill()
         self.process.wait()
         self.client.close()
-
-
-def _flag(path: Path, there: bool) -> None:
-    if there:
-        path.touch()
-    else:
-        path.unlink(missing_ok=True)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> None:

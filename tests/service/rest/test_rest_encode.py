@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from service.rest.process import PICTURE, RestService, error_of, wait_for
 from unit.conftest import mount
 
 from latent_encoder.latent_file import verify_latent
+
+RUNNING = 'latent_encoder_running{engine="embedded"}'
+WAITING = 'latent_encoder_queue_depth{queue="encode"}'
 
 
 def test_json_names_a_picture_and_is_answered_when_it_is_encoded(rest: RestService) -> None:
@@ -47,22 +51,21 @@ def test_repeated_id_is_answered_from_its_file_and_other_contents_conflict(rest:
     assert error_of(rest.upload(png(64, 64, 5), request_id="repeated")) == (409, "REQUEST_ID_CONFLICT")
 
 
-def test_two_requests_with_one_id_at_once_are_one_encode(held: RestService) -> None:
+def test_requests_with_one_id_at_once_are_one_encode_and_keep_no_other_waiting(held: RestService) -> None:
     held.hold()
-    answers: list[dict] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(held.encode(request_id="twins").json())) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: held.metric('latent_encoder_running{engine="embedded"}') == 2)
-    held.hold(False)
-    for thread in threads:
-        thread.join()
-    assert [answer["status"] for answer in answers] == ["success"] * 2
-    assert sorted(answer["metadata"]["reused"] for answer in answers) == [False, True]
+    with ThreadPoolExecutor(4) as pool:
+        same = [pool.submit(held.encode, request_id="triplets") for _ in range(3)]
+        wait_for(lambda: held.metric(WAITING) == 2)
+        other = pool.submit(held.encode, request_id="other")
+        wait_for(lambda: "other" in held.encodes())
+        assert held.metric(RUNNING) == 2
+        held.hold(False)
+        answers = [request.result().json() for request in same]
+        assert other.result().status_code == 200
+    assert [answer["status"] for answer in answers] == ["success"] * 3
+    assert sorted(answer["metadata"]["reused"] for answer in answers) == [False, True, True]
     assert len({answer["metadata"]["file_sha256"] for answer in answers}) == 1
-    assert held.encodes().count("twins") == 1
+    assert held.encodes().count("triplets") == 1
 
 
 def test_idempotency_key_stands_for_request_id(rest: RestService) -> None:
@@ -131,12 +134,12 @@ def test_deadline_is_kept_while_a_request_waits_for_its_turn(held: RestService) 
     others = [threading.Thread(target=held.encode, kwargs={"request_id": f"front-{n}"}) for n in range(3)]
     for thread in others:
         thread.start()
-    wait_for(lambda: held.metric('latent_encoder_running{engine="embedded"}') == 3)
+    wait_for(lambda: held.metric(RUNNING) == 3)
     deadline = datetime.now(timezone.utc) + timedelta(seconds=0.5)
     response = held.encode(request_id="too-late", deadline=deadline.isoformat())
     assert error_of(response) == (504, "TIMEOUT")
     assert response.json()["metadata"]["queue_time_ms"] >= 400
-    assert held.metric('latent_encoder_queue_depth{queue="encode"}') == 0
+    assert held.metric(WAITING) == 0
     held.hold(False)
     for thread in others:
         thread.join()

@@ -27,6 +27,17 @@ def test_ready_goes_red_with_the_engine_and_green_again(held: RestService) -> No
     assert held.metric(state) == 1
 
 
+def test_what_nobody_foresaw_is_answered_counted_and_readable_for_pages(held: RestService) -> None:
+    counted = 'latent_encoder_http_requests_total{code="INTERNAL",method="GET",route="/v1/vaes",status="500"}'
+    held.flag("odd")
+    response = held.client.get("/v1/vaes", headers={"Origin": "https://studio.example"})
+    assert error_of(response) == (500, "INTERNAL")
+    assert response.headers["Access-Control-Allow-Origin"] == "https://studio.example"
+    assert held.metric(counted) == 1
+    wait_for(lambda: any(line["message"] == "A request failed" for line in held.log()))
+    assert any(line.get("status") == 500 and line.get("code") == "INTERNAL" for line in held.log())
+
+
 def test_metrics_count_what_was_done(rest: RestService) -> None:
     answers = 'latent_encoder_http_requests_total{{code="{}",method="{}",route="{}",status="{}"}}'.format
     names = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from service.rest.process import HELD, PICTURE, RestService, error_of, wait_for
 from latent_encoder.latent_file import verify_latent
 
 RUNNING = 'latent_encoder_running{engine="embedded"}'
+WAITING = 'latent_encoder_queue_depth{queue="jobs"}'
 
 
 def test_job_is_accepted_run_and_answered(rest: RestService) -> None:
@@ -108,11 +110,11 @@ def test_events_tell_status_and_progress_and_end_with_the_job(held: RestService)
     with held.client.stream("GET", "/v1/jobs/followed/events") as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         wait_for(lambda: "followed" in held.encodes())
-        held.hold(False)
+        threading.Timer(0.3, held.hold, [False]).start()
         events = events_of(response)
     assert [job["status"] for kind, job in events if kind == "job"][-2:] == ["running", "done"]
     parts = [event["progress"] for kind, event in events if kind == "progress"]
-    assert parts[0] == 0.25 and len(parts) > 1 and all(0 <= part <= 1 for part in parts)
+    assert len(parts) > 1 and parts == sorted(parts) and all(0.25 <= part <= 1 for part in parts)
     assert events[-1][1] == held.job("followed")
     with held.client.stream("GET", "/v1/jobs/followed/events") as response:  # after the end: the job, and that is all
         assert events_of(response) == [events[-1]]
@@ -128,14 +130,23 @@ def test_followers_who_go_away_are_forgotten(held: RestService) -> None:
     assert held.ended("abandoned")["response"]["status"] == "success"
 
 
-def test_jobs_wait_for_an_engine_that_is_away(held: RestService) -> None:
+def test_jobs_wait_for_an_engine_that_goes_away_under_them(held: RestService) -> None:
+    held.hold()
+    names = [f"patient-{number}" for number in range(5)]
+    for name in names:
+        wait_for(lambda: held.metric(RUNNING) == 3 or held.metric(WAITING) == 0)
+        held.upload(path="/v1/jobs", request_id=name)
     held.away()
+    wait_for(lambda: held.metric(RUNNING) == 0)
+    held.hold(False)
     wait_for(lambda: not held.is_ready())
-    held.submit(request_id="patient")
-    time.sleep(1.5)
-    assert held.job("patient")["status"] == "queued"
+    time.sleep(0.5)
+    assert [held.job(name)["status"] for name in names] == ["queued"] * 5 and len(held.uploads()) == 5
+    assert held.job(names[0])["started_at"] is None
+    assert error_of(held.encode(request_id="told-at-once")) == (503, "ENGINE_UNAVAILABLE")
     held.away(False)
-    assert held.ended("patient")["response"]["status"] == "success"
+    assert [held.ended(name)["response"]["status"] for name in names] == ["success"] * 5
+    wait_for(lambda: held.uploads() == [])
 
 
 def test_kill_9_loses_no_job_and_a_job_that_kills_is_given_up(tmp_path: Path) -> None:
@@ -158,12 +169,14 @@ def test_kill_9_loses_no_job_and_a_job_that_kills_is_given_up(tmp_path: Path) ->
     assert not stray.exists()
     lost = service.job("survivor-0")
     assert lost["status"] == "done" and lost["response"]["error_code"] == "ENCODING_FAILED"
+    assert "ComfyUI" not in lost["response"]["error_hint"]
     wait_for(lambda: service.metric(RUNNING) == 3)
     assert error_of(service.client.get("/v1/jobs/survivor-7")) == (404, "JOB_NOT_FOUND")  # older than JOB_TTL_HOURS
-    assert [service.job(f"survivor-{number}")["status"] for number in range(1, 7)] == ["running"] * 3 + ["queued"] * 3
+    states = [service.job(f"survivor-{number}")["status"] for number in range(1, 7)]
+    assert states == ["queued"] * 2 + ["running"] * 3 + ["queued"]  # those under which it died come last
     service.hold(False)
     for number in range(1, 7):
         response = service.ended(f"survivor-{number}")["response"]
         assert response["status"] == "success" and verify_latent(Path(response["latent_file_path"])), response
-    assert service.uploads() == []
+    assert service.uploads() == [] and service.encodes()[-2:] == ["survivor-1", "survivor-2"]
     assert service.stop() == 0

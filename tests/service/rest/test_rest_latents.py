@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
-from service.rest.process import RestService, error_of
+from service.rest.process import ROOT, RestService, error_of
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,25 @@ def test_names_that_are_no_request(rest: RestService) -> None:
     link = rest.here / "output" / "link.safetensors"
     link.symlink_to("/etc/hostname")
     assert error_of(rest.client.get("/v1/latents/link")) == (403, "PATH_NOT_ALLOWED")
+
+
+def test_folders_that_cannot_be_looked_into(rest: RestService, latent: bytes) -> None:
+    folder = str(rest.here / "output" / ("a" * 300))
+    response = rest.client.get("/v1/latents/stored", params={"output_dir": folder})
+    assert error_of(response) == (404, "LATENT_NOT_FOUND")
+
+
+def test_file_of_a_newer_version(rest: RestService) -> None:
+    path = Path(rest.encode(request_id="newer").json()["latent_file_path"])
+    sidecar = path.with_name(f"{path.name}.json")
+    sidecar.write_text(sidecar.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    assert error_of(rest.client.get("/v1/latents/newer")) == (422, "FORMAT_UNSUPPORTED")
+    documented = json.loads((ROOT / "docs" / "openapi.json").read_text())["paths"]["/v1/latents/{request_id}"]
+    assert {"FORMAT_UNSUPPORTED", "OUT_OF_MEMORY"} <= {
+        code
+        for status in ("422", "503")
+        for code in documented["get"]["responses"][status]["content"]["application/json"]["examples"]
+    }
 
 
 def test_damaged_file_is_not_handed_out(rest: RestService) -> None:

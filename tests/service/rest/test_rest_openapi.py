@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from service.rest.process import ROOT, RestService, error_of
+from service.rest.process import HELD, ROOT, RestService, error_of
 
 from latent_encoder.errors import CATALOGUE
 
@@ -24,7 +24,8 @@ schema = schemathesis.openapi.from_path(DOCUMENT)
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestService]:
     """A service that asks for a token."""
     here = tmp_path_factory.mktemp("guarded")
-    service = RestService(here, LATENT_ENCODER_API_TOKEN=TOKEN, LATENT_ENCODER_CORS_ORIGINS="https://studio.example")
+    cors = {"LATENT_ENCODER_CORS_ORIGINS": "https://studio.example"}
+    service = RestService(here, script=HELD, LATENT_ENCODER_API_TOKEN=TOKEN, **cors)
     yield service.start()
     assert service.stop() == 0
 

@@ -42,10 +42,23 @@ def test_damaged_jobs(tmp_path: Path) -> None:
     assert "not a database" in refusal(service)
 
 
-def test_engine_that_cannot_start_ends_the_process(tmp_path: Path) -> None:
-    (tmp_path / "broken").touch()
+@pytest.mark.parametrize("end", ["broken", "stopped"])
+def test_callers_who_wait_for_an_engine_that_never_starts_are_answered(tmp_path: Path, end: str) -> None:
     service = RestService(tmp_path, script=HELD)
-    assert service.spawn().wait(60) == 1 and "The test has broken the engine." in service.log_path.read_text()
+    service.flag("starting")
+    service.start(ready=False)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(service.upload, request_id=f"early-{number}") for number in range(3)]
+        wait_for(lambda: service.metric(WAITING) == 3)
+        if end == "broken":
+            service.flag("broken")
+            service.flag("starting", False)
+        else:
+            service.process.send_signal(signal.SIGTERM)
+        for answer in waiting:
+            assert error_of(answer.result()) == (503, "ENGINE_UNAVAILABLE")
+    assert service.process.wait(30) == (1 if end == "broken" else 0)
+    assert service.uploads() == [] and ("The test has broken" in service.log_path.read_text()) == (end == "broken")
 
 
 def test_comfyui_that_is_named_and_not_there_yet_is_waited_for(tmp_path: Path) -> None:
@@ -71,6 +84,8 @@ def test_open_address_needs_a_token_or_the_word_that_none_is_wanted(tmp_path: Pa
 STRANGERS = (
     ("Origin", "https://evil.example"),
     ("Origin", "null"),
+    ("Origin", "http://["),
+    ("Host", "["),
     ("Host", "evil.example"),
     ("Host", "127.0.0.1.nip.io"),
 )

@@ -36,6 +36,7 @@ def create_app(service: Service | None) -> FastAPI:
     failures.install(app)
     document.complete(app)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(failures.Unforeseen)
     if service:
         if service.settings.cors_origins:
             app.add_middleware(
@@ -87,7 +88,8 @@ class Record:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
-        code = state.get("code", "success" if status < 400 else "INVALID_REQUEST")
+        usual = "INTERRUPTED" if status == failures.CLIENT_GONE else "success" if status < 400 else "INVALID_REQUEST"
+        code = state.get("code", usual)
         route, _ = document.find_route(scope["app"], scope["path"])
         self._service.metrics.http_requests.labels(route, scope["method"], status, code).inc()
         fields = {name: state.get(name) for name in ("request_id", "correlation_id")}

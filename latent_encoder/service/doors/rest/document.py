@@ -30,8 +30,8 @@ DESCRIPTION = (
     " route does not take with 405, in the same form."
 )
 ENCODE_CODES = (
-    "INVALID_REQUEST UNAUTHORIZED PATH_NOT_ALLOWED IMAGE_NOT_FOUND VAE_MODEL_NOT_FOUND REQUEST_ID_CONFLICT INTERRUPTED"
-    " IMAGE_TOO_LARGE MESSAGE_TOO_LARGE IMAGE_INVALID VAE_MODEL_INVALID SCALING_FAILED FORMAT_UNSUPPORTED QUEUE_FULL"
+    "INVALID_REQUEST UNAUTHORIZED PATH_NOT_ALLOWED IMAGE_NOT_FOUND VAE_MODEL_NOT_FOUND REQUEST_ID_CONFLICT FILE_EXISTS"
+    " INTERRUPTED IMAGE_TOO_LARGE MESSAGE_TOO_LARGE IMAGE_INVALID VAE_MODEL_INVALID SCALING_FAILED FORMAT_UNSUPPORTED QUEUE_FULL"
     " ENCODING_FAILED OUT_OF_MEMORY ENGINE_UNAVAILABLE NODES_MISSING TIMEOUT DISK_FULL OUTPUT_DIR_NOT_WRITABLE"
 ).split()
 JOB_CODES = (
@@ -42,6 +42,7 @@ EXAMPLES = {
     "INVALID_REQUEST": "'megapixels': Input should be less than or equal to 16 (given: 99).",
     "UNAUTHORIZED": "The request has no bearer token.",
     "PATH_NOT_ALLOWED": "'image_path' contains '..'.",
+    "FILE_EXISTS": "'order-17.safetensors' is there already, and is no latent file of Latent Encoder.",
     "IMAGE_NOT_FOUND": "There is no file 'cat.png'.",
     "VAE_MODEL_NOT_FOUND": "There is no VAE 'my_vae.safetensors'.",
     "LATENT_NOT_FOUND": "There is no latent file of the request 'cat-1'.",
@@ -70,7 +71,7 @@ EXAMPLES = {
 compile_path = cache(_compile_path)
 
 
-def failures(*codes: str, slow_body: bool = False, ranges: bool = False) -> Responses:
+def error_answers(*codes: str, slow_body: bool = False, ranges: bool = False) -> Responses:
     """The answers that a route may give with these codes, and with INTERNAL, which every route may give.
 
     Args:

@@ -1,7 +1,8 @@
 """How a failure is answered: an EncodeResponse with the error's code, and the HTTP status of the catalogue.
 
 HTTP knows a few failures that the catalogue does not; they are INVALID_REQUEST or TIMEOUT with HTTP's own status: 404
-and 405 for what is no route, 408 for a slow body, 416 for a range outside the file.
+and 405 for what is no route, 408 for a slow body, 416 for a range outside the file; and, from ``protocol``, 400 for
+what is no HTTP and 431 for a head that is too long. 499 stands in log and metrics for a caller who has gone away.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latent_encoder.errors import CATALOGUE, LatentEncoderError
 from latent_encoder.models import EncodeResponse
 from latent_encoder.service.requests import error_response
+from latent_encoder.service.workers import QueueFull
 
 from .document import find_route
 
@@ -45,9 +48,8 @@ def answer(http: Request, response: EncodeResponse) -> Response:
 def answer_error(http: Request, error: LatentEncoderError, headers: dict[str, str] | None = None) -> Response:
     """A failure before or beside the encoder, as HTTP's answer."""
     headers = dict(headers or {})
-    if error.code == "QUEUE_FULL":
-        lane = "jobs" if http.url.path.startswith("/v1/jobs") else "encode"
-        headers["Retry-After"] = str(http.app.state.service.workers.retry_after(lane))
+    if isinstance(error, QueueFull):
+        headers["Retry-After"] = str(error.retry_after)
     if error.code == "UNAUTHORIZED":
         headers["WWW-Authenticate"] = "Bearer"
     http.state.code = error.code
@@ -83,7 +85,30 @@ def install(app: FastAPI) -> None:
         http.state.code = "INTERRUPTED"
         return Response(status_code=CLIENT_GONE)
 
-    @app.exception_handler(Exception)
-    async def unforeseen(http: Request, error: Exception) -> Response:
-        logger.error("A request failed", exc_info=error, extra={"request_id": getattr(http.state, "request_id", None)})
-        return answer_error(http, LatentEncoderError("INTERNAL", "Something went wrong that we did not foresee."))
+
+class Unforeseen:
+    """Answers INTERNAL where the routes raise what no handler knows: inside of what logs, counts and adds headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception as error:
+            http = Request(scope)
+            http.state.code = "INTERNAL"
+            if started:  # the connection must break, or the caller would take a part for the whole
+                raise
+            logger.error(
+                "A request failed", exc_info=error, extra={"request_id": getattr(http.state, "request_id", None)}
+            )
+            internal = LatentEncoderError("INTERNAL", "Something went wrong that we did not foresee.")
+            await answer_error(http, internal)(scope, receive, send)

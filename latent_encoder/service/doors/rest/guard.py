@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -12,6 +11,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.hosts import is_loopback
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
@@ -62,14 +62,15 @@ def check_local(http: Request, settings: Settings) -> None:
         LatentEncoderError: UNAUTHORIZED.
     """
     host = http.headers.get("host", "")
-    if not (_is_local(host) or _hostname(host) == settings.rest_host):
+    name = _hostname(host)
+    if not (is_loopback(name) or name == settings.rest_host):
         raise LatentEncoderError(
             "UNAUTHORIZED",
             "Without a token the service answers to this machine's own addresses only, and was called by another name.",
             "Call it by 127.0.0.1 or localhost, or start it with LATENT_ENCODER_API_TOKEN or --no-auth.",
         )
     origin = http.headers.get("origin")
-    if origin and urlsplit(origin).netloc != host and not {origin, "*"} & set(settings.cors_origins):
+    if origin and not (_is_of(origin, host) or {origin, "*"} & set(settings.cors_origins)):
         raise LatentEncoderError(
             "UNAUTHORIZED",
             "A web page of another site sent this request.",
@@ -77,16 +78,16 @@ def check_local(http: Request, settings: Settings) -> None:
         )
 
 
-def _hostname(host: str) -> str | None:
+def _hostname(host: str) -> str:
+    """The host's name without its port; nothing where it is no host."""
     try:
-        return urlsplit(f"//{host}").hostname
+        return urlsplit(f"//{host}").hostname or ""
     except ValueError:
-        return None
+        return ""
 
 
-def _is_local(host: str) -> bool:
-    name = _hostname(host)
+def _is_of(origin: str, host: str) -> bool:
     try:
-        return name == "localhost" or ipaddress.ip_address(name or "").is_loopback
+        return urlsplit(origin).netloc == host
     except ValueError:
         return False

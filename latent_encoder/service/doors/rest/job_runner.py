@@ -8,37 +8,48 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeRequest, EncodeResponse
+from latent_encoder.service.encoder import Encoder
 from latent_encoder.service.engines.base import Call
 from latent_encoder.service.jobs import MOST_DEATHS, Job, JobStore, Work, contents_of
-from latent_encoder.service.workers import Task
+from latent_encoder.service.metrics import Metrics
+from latent_encoder.service.workers import JOBS, Task, Workers
 
-from .uploads import Upload
+from .uploads import Upload, Uploads
 
-if TYPE_CHECKING:
-    from .service import Service
-
-LANE = "jobs"
-SECONDS_PER_HOUR = 3600
 RETRY_SECONDS = 1.0
+ENGINE_AWAY = ("ENGINE_UNAVAILABLE", "NODES_MISSING")
 
 logger = logging.getLogger(__name__)
 
 
 class JobRunner:
-    """The jobs of one service. Its methods may be called from every thread; those that reach the disk block."""
+    """The jobs of one service. Its methods may be called from every thread; those that reach the disk block.
 
-    def __init__(self, store: JobStore, service: Service) -> None:
-        self._store, self._service = store, service
-        self._guard = threading.Lock()
+    Args:
+        is_ready: asks the engine whether it can take work. A job waits for one that cannot.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        encoder: Encoder,
+        workers: Workers,
+        uploads: Uploads,
+        metrics: Metrics,
+        is_ready: Callable[[], bool],
+    ) -> None:
+        self._store, self._encoder, self._workers = store, encoder, workers
+        self._uploads, self._metrics, self._is_ready = uploads, metrics, is_ready
+        self._order = threading.Lock()  # held while a job changes, together with the task or the call that goes with it
+        self._guard = threading.Lock()  # of what follows; never held while the disk is waited for
         self._tasks: dict[str, Task] = {}  # of the jobs that wait
         self._calls: dict[str, Call] = {}  # of the jobs that run
         self._parts: dict[str, float] = {}  # how much of each of them is done, from 0 to 1
         self._listeners: dict[str, list[Callable[[], object]]] = {}
-        self._unsaved: list[tuple[Work, EncodeResponse]] = []
+        self._unsaved: list[tuple[Work, EncodeResponse | None]] = []
         self._abandoned = False
 
     def submit(self, request: EncodeRequest, upload: Upload | None) -> Job:
@@ -52,33 +63,36 @@ class JobRunner:
         """
         queued = reserved = False
         try:
-            self._service.workers.reserve(LANE)
+            self._workers.reserve(JOBS)
             reserved = True
             if upload:
                 upload.keep()
             contents = contents_of(request, upload.sha256 if upload else None)
-            job, queued = self._store.add(request, contents, upload.path.name if upload else None)
+            with self._order:
+                job, queued = self._store.add(request, contents, upload.path.name if upload else None)
+                if queued:
+                    self._workers.put(JOBS, self._task(request.request_id))
         finally:
             if not queued:
                 if reserved:
-                    self._service.workers.release(LANE)
+                    self._workers.release(JOBS)
                 if upload:
                     upload.discard()
-        if queued:
-            self._service.workers.put(LANE, self._task(request.request_id))
         return job
 
     def recover(self) -> None:
         """Queue again what an earlier process has left; called once, before the first ``submit`` or upload."""
         error = LatentEncoderError(
-            "ENCODING_FAILED", f"The service has died {MOST_DEATHS} times while it encoded this picture."
+            "ENCODING_FAILED",
+            f"The service has died {MOST_DEATHS} times while it encoded this picture.",
+            "Look into the service's own log of that time, and whether its machine ran out of memory.",
         )
-        job_ids = self._store.recover(error)
-        self._service.uploads.sweep(self._store.uploads())
-        for job_id in job_ids:
-            self._service.workers.put_back(LANE, self._task(job_id))
-        if job_ids:
-            logger.info("%d jobs of an earlier process are queued again", len(job_ids))
+        left = self._store.recover(error)
+        self._uploads.sweep(self._store.uploads())
+        for job_id, deaths in left:
+            self._workers.put_back(JOBS, self._task(job_id, alone=deaths > 0))
+        if left:
+            logger.info("%d jobs of an earlier process are queued again", len(left))
 
     def get(self, job_id: str) -> Job:
         """The job as it stands; raises JOB_NOT_FOUND."""
@@ -86,14 +100,15 @@ class JobRunner:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not ended; raises JOB_NOT_FOUND."""
-        job, upload = self._store.cancel(job_id, LatentEncoderError("INTERRUPTED", "The job was cancelled."))
-        with self._guard:
-            task, call = self._tasks.get(job_id), self._calls.get(job_id)
-        if call:
-            call.cancel()
-        elif task and self._service.workers.remove(LANE, task):
+        with self._order:
+            job, upload = self._store.cancel(job_id, LatentEncoderError("INTERRUPTED", "The job was cancelled."))
             with self._guard:
-                self._tasks.pop(job_id, None)
+                task, call = self._tasks.get(job_id), self._calls.get(job_id)
+            if call:
+                call.cancel()
+            if task and self._workers.remove(JOBS, task):
+                with self._guard:
+                    del self._tasks[job_id]
         if upload:
             self._discard(upload)
         self._tell(job_id)
@@ -121,10 +136,10 @@ class JobRunner:
         for job_id in list(self._listeners):
             self._tell(job_id)
 
-    def forget_old(self) -> None:
-        """Forget the jobs that ended ``JOB_TTL_HOURS`` ago; their latent files stay."""
+    def forget_old(self, seconds: float) -> None:
+        """Forget the jobs that ended so many seconds ago; their latent files stay."""
         try:
-            count = self._store.forget(self._service.settings.job_ttl_hours * SECONDS_PER_HOUR)
+            count = self._store.forget(seconds)
         except LatentEncoderError as error:
             logger.warning("Old jobs could not be forgotten: %s", error.message)
         else:
@@ -150,26 +165,28 @@ class JobRunner:
         """Close the store."""
         self._store.close()
 
-    def _task(self, job_id: str) -> Task:
-        task = partial(self._run, job_id, time.monotonic())
+    def _task(self, job_id: str, *, alone: bool = False) -> Task:
+        task = Task(partial(self._run, job_id, alone, time.monotonic()), job_id, alone)
         with self._guard:
             self._tasks[job_id] = task
         return task
 
-    def _run(self, job_id: str, queued_at: float) -> None:
+    def _run(self, job_id: str, alone: bool, queued_at: float) -> None:
         call = Call(on_progress=partial(self._progress, job_id))
-        with self._guard:
-            self._tasks.pop(job_id, None)
-            self._calls[job_id] = call
         try:
-            work = self._store.start(job_id)
+            with self._order:
+                work = self._store.start(job_id)
+                with self._guard:
+                    self._tasks.pop(job_id, None)
+                    if work:
+                        self._calls[job_id] = call
             if work:
                 self._tell(job_id)
                 self._encode(work, call, queued_at)
         except LatentEncoderError as error:
             logger.error("A job cannot be started yet: %s", error.message, extra={"request_id": job_id})
-            self._service.ending.wait(RETRY_SECONDS)
-            self._service.workers.put_back(LANE, self._task(job_id))
+            time.sleep(RETRY_SECONDS)
+            self._workers.put_back(JOBS, self._task(job_id, alone=alone))
         finally:
             with self._guard:
                 if self._calls.get(job_id) is call:
@@ -178,32 +195,40 @@ class JobRunner:
             self._tell(job_id)
 
     def _encode(self, work: Work, call: Call, queued_at: float) -> None:
-        upload = self._service.uploads.folder / work.upload if work.upload else None
-        response = self._service.encoder.encode_image_to_latent(
-            work.request, call=call, upload=upload, queued_at=queued_at
-        )
-        self._service.metrics.count(response)
+        upload = self._uploads.folder / work.upload if work.upload else None
+        response = self._encoder.encode_image_to_latent(work.request, call=call, upload=upload, queued_at=queued_at)
+        if response.error_code in ENGINE_AWAY and not self._is_ready():
+            self._workers.hold(JOBS, True)
+            self._keep(work, None)
+            return
+        self._metrics.count(response)
         self._keep(work, response)
 
-    def _keep(self, work: Work, response: EncodeResponse) -> None:
+    def _keep(self, work: Work, response: EncodeResponse | None) -> None:
+        """Keep a job's answer; one that has none waits for the engine."""
         if self._abandoned:
             return
         ids = {"request_id": work.job_id, "correlation_id": work.request.correlation_id}
         try:
-            kept = self._store.finish(work, response)
+            with self._order:
+                kept = self._store.finish(work, response) if response else self._store.requeue(work)
+                if kept and not response:
+                    self._workers.put_back(JOBS, self._task(work.job_id, alone=work.deaths > 0))
         except LatentEncoderError as error:
             logger.error("A job's answer cannot be kept yet: %s", error.message, extra=ids)
             with self._guard:
                 self._unsaved.append((work, response))
             return
-        if work.upload:
+        if not kept:
+            logger.info("Job cancelled", extra=ids)
+        elif response:
+            logger.info("Job done", extra=ids | {"code": response.error_code or "success"})
+        if work.upload and (response or not kept):
             self._discard(work.upload)
-        outcome = response.error_code or "success"
-        logger.info("Job done" if kept else "Job cancelled", extra=ids | {"code": outcome})
 
     def _discard(self, upload: str) -> None:
         with suppress(OSError):  # on Windows it may still be open: the next start sweeps it
-            (self._service.uploads.folder / upload).unlink()
+            (self._uploads.folder / upload).unlink()
 
     def _progress(self, job_id: str, part: float) -> None:
         with self._guard:
@@ -216,4 +241,5 @@ class JobRunner:
         with self._guard:
             listeners = list(self._listeners.get(job_id, ()))
         for tell in listeners:
-            tell()
+            with suppress(RuntimeError):  # at the end of the service: its loop is closed
+                tell()

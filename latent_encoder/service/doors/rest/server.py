@@ -19,12 +19,12 @@ import uvicorn
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines import make_engine
-from latent_encoder.service.hosts import is_loopback
 from latent_encoder.service.state_lock import StateDirInUse, hold_state_dir
+from latent_encoder.service.workers import ENCODE
 
 from .app import create_app
 from .protocol import Protocol
-from .service import ENCODE, Service
+from .service import STOPPING, Service, unavailable
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
@@ -47,10 +47,10 @@ class CannotStart(Exception):
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal comes; returns the exit code (see ``run``)."""
+    """Serve until a signal comes, the engine cannot be started, or the HTTP server ends by itself; returns the exit
+    code (see ``run``)."""
     _allow_many_files()
     try:
-        _check_address(settings)
         with hold_state_dir(settings.state_dir), _listen(settings) as listener:
             engine = make_engine(settings)
             try:
@@ -64,14 +64,6 @@ def serve(settings: Settings) -> int:
     except OSError as error:
         logger.error("STATE_DIR '%s' cannot be used: %s", settings.state_dir, error.strerror or error)
         return WRONG_USE
-
-
-def _check_address(settings: Settings) -> None:
-    if not (is_loopback(settings.rest_host) or settings.api_token or settings.no_auth):
-        raise CannotStart(
-            f"'{settings.rest_host}' can be reached from other machines: set LATENT_ENCODER_API_TOKEN to a token that"
-            " callers must send, or say --no-auth."
-        )
 
 
 @contextmanager
@@ -119,6 +111,8 @@ def _serve(service: Service, listener: socket.socket) -> int:
                 signals.wait(thread)
                 _drain(service, signals)
         finally:
+            service.refuse()
+            service.answer_all(unavailable(STOPPING if signals.count else "The engine could not be started."))
             server.should_exit = True
             thread.join()
             service.close()
@@ -132,7 +126,7 @@ def _serve(service: Service, listener: socket.socket) -> int:
 
 
 class _Signals:
-    """SIGTERM and SIGINT, counted."""
+    """SIGTERM, SIGINT and a terminal that is closed (SIGHUP), counted."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -151,7 +145,10 @@ class _Signals:
 @contextmanager
 def _signals() -> Iterator[_Signals]:
     signals = _Signals()
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    wanted = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
+        wanted.append(signal.SIGHUP)
+    before = {number: signal.signal(number, signals.handle) for number in wanted}
     try:
         yield signals
     finally:
@@ -196,12 +193,12 @@ def _drain(service: Service, signals: _Signals) -> None:
     waiting_ends = time.monotonic() + DRAIN_SECONDS
     while not service.workers.wait_idle(0.2, ENCODE):
         if signals.count > 1:
-            service.interrupt(running=True)
+            service.interrupt()
             service.jobs.abandon()
             service.workers.wait_idle(CLOSE_SECONDS, ENCODE)
             return
         if time.monotonic() > waiting_ends:
-            service.interrupt(running=False)
+            service.answer_waiting(LatentEncoderError("INTERRUPTED", STOPPING))
 
 
 def _allow_many_files() -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.encoder import Encoder
-from latent_encoder.service.engines.base import Call, Engine
+from latent_encoder.service.engines.base import Engine
 from latent_encoder.service.jobs import JobStore
 from latent_encoder.service.metrics import Metrics
-from latent_encoder.service.workers import Workers
+from latent_encoder.service.workers import ENCODE, JOBS, Workers
 
 from .job_runner import JobRunner
 from .uploads import Uploads
@@ -21,12 +21,14 @@ from .uploads import Uploads
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
 
-ENCODE, JOBS = "encode", "jobs"
+    from .waiting import Waiting
+
 UPLOADS_NAME = "uploads"
 CHECK_SECONDS = 1.0
 STALE_SECONDS = 15.0
 CLEAN_EVERY_SECONDS = 60.0
 STOPPING = "The service is being stopped."
+SECONDS_PER_HOUR = 3600
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,12 @@ class Service:
         self.uploads = Uploads(
             settings.state_dir / UPLOADS_NAME, settings.max_upload_mb * 1_000_000, settings.queue_size
         )
-        self.jobs = JobRunner(JobStore(settings.state_dir), self)
         self.readiness = Readiness(engine)
-        self.calls: dict[Call, bool] = {}  # of the requests to /v1/encode, and whether each of them runs
+        store = JobStore(settings.state_dir)
+        self.jobs = JobRunner(
+            store, self.encoder, self.workers, self.uploads, self.metrics, is_ready=self.readiness.update
+        )
+        self.waiting: set[Waiting] = set()  # the requests to /v1/encode that have no answer yet
         self.ending = threading.Event()
         self._watch()
         self.jobs.recover()
@@ -70,11 +75,21 @@ class Service:
         self.readiness.stop()
         self.jobs.wake_all()
 
-    def interrupt(self, *, running: bool) -> None:
-        """Cancel the requests to /v1/encode that wait, or those that run, too; each is answered with INTERRUPTED."""
-        for call, runs in list(self.calls.items()):
-            if running or not runs:
-                call.cancel()
+    def answer_waiting(self, error: LatentEncoderError) -> None:
+        """Answer the requests to /v1/encode that wait for their turn."""
+        for waiting in list(self.waiting):
+            waiting.answer_if_waits(error)
+
+    def answer_all(self, error: LatentEncoderError) -> None:
+        """Answer the requests to /v1/encode that have no answer yet, and stop those that run."""
+        for waiting in list(self.waiting):
+            waiting.give_up(error)
+
+    def interrupt(self) -> None:
+        """Cancel the requests to /v1/encode, those that run, too; each is answered with INTERRUPTED."""
+        self.answer_waiting(LatentEncoderError("INTERRUPTED", STOPPING))
+        for waiting in list(self.waiting):
+            waiting.call.cancel()
 
     def close(self) -> None:
         """Give everything back but the engine."""
@@ -90,7 +105,7 @@ class Service:
             self.workers.hold(JOBS, not ready or self.ending.is_set())
             self.jobs.save_answers()
             if time.monotonic() >= clean_at:
-                self.jobs.forget_old()
+                self.jobs.forget_old(self.settings.job_ttl_hours * SECONDS_PER_HOUR)
                 clean_at = time.monotonic() + CLEAN_EVERY_SECONDS
             self.ending.wait(CHECK_SECONDS)
 
@@ -108,13 +123,30 @@ class Readiness:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._error: LatentEncoderError | None = _unavailable("The engine is starting.")
+        self._error: LatentEncoderError | None = unavailable("The engine is starting.")
         self._asked_at = time.monotonic()
         self._answered = True
         self._stopping = False
+        self._guard = threading.Lock()
 
     def update(self) -> bool:
         """Ask the engine; True where it can."""
+        with self._guard:
+            return self._update()
+
+    def error(self) -> LatentEncoderError | None:
+        """Why it can take no work; None where it can."""
+        if self._stopping:
+            return unavailable(STOPPING)
+        if not self._answered and time.monotonic() - self._asked_at > STALE_SECONDS:
+            return unavailable("The engine does not answer.")
+        return self._error
+
+    def stop(self) -> None:
+        """It takes no work any more."""
+        self._stopping = True
+
+    def _update(self) -> bool:
         self._asked_at, self._answered = time.monotonic(), False
         before, error = self._error, None
         try:
@@ -128,18 +160,7 @@ class Readiness:
             logger.warning("The engine cannot take work: %s", error.message, extra={"error_code": error.code})
         return error is None
 
-    def error(self) -> LatentEncoderError | None:
-        """Why it can take no work; None where it can."""
-        if self._stopping:
-            return _unavailable(STOPPING)
-        if not self._answered and time.monotonic() - self._asked_at > STALE_SECONDS:
-            return _unavailable("The engine does not answer.")
-        return self._error
 
-    def stop(self) -> None:
-        """It takes no work any more."""
-        self._stopping = True
-
-
-def _unavailable(reason: str) -> LatentEncoderError:
+def unavailable(reason: str) -> LatentEncoderError:
+    """ENGINE_UNAVAILABLE for this reason."""
     return LatentEncoderError("ENGINE_UNAVAILABLE", reason, "Ask again in a while.")

@@ -18,6 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from latent_encoder.atomic_file import sync, sync_folder
 from latent_encoder.errors import LatentEncoderError, from_os_error
+from latent_encoder.service.workers import QueueFull
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -98,7 +99,7 @@ class Uploads:
             LatentEncoderError: QUEUE_FULL.
         """
         if self._arriving >= self._most:
-            raise LatentEncoderError("QUEUE_FULL", f"{self._most} uploads are on their way already.")
+            raise QueueFull("QUEUE_FULL", f"{self._most} uploads are on their way already.")
         self._arriving += 1
         try:
             yield

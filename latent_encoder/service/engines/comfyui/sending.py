@@ -154,8 +154,8 @@ class Sending:
 
     def _check_picture(self, record: dict[str, Any], uploaded: dict[str, Any]) -> None:
         """See that it is the latent of this picture, and of no other one under the same name."""
-        sha256 = record.get("image_sha256") if self._workflow.knows_picture else None
-        if sha256 is None:
+        sha256 = record.get("image_sha256")
+        if sha256 is None:  # a saver that does not read the picture itself
             item = {"filename": uploaded["name"], "subfolder": uploaded["subfolder"], "type": uploaded["type"]}
             sha256 = hashlib.sha256(self._view(item)).hexdigest()
         if sha256 != self._job.picture.sha256:

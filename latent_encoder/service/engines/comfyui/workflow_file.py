@@ -41,6 +41,9 @@ def read_workflow(path: Path, mappings: Iterable[str] = ()) -> Workflow:
     mapped = _parse_mappings(mappings, prompt, path.name)
     saver = _find_saver(prompt, mapped, path.name)
     upstream = _upstream(prompt, saver)
+    for field, target in mapped.items():
+        if field != SAVER:
+            _check_mapped(field, target, prompt, saver, upstream, path.name)
     targets = {field: mapped.get(field) or _find_target(field, prompt, saver, upstream, path.name) for field in FIELDS}
     return Workflow(prompt, saver, targets)
 
@@ -115,6 +118,23 @@ def _find_saver(prompt: Prompt, mapped: dict[str, Target], name: str) -> str:
         f"It is not clear which node of the workflow '{name}' saves the result: it has {_listed(savers, prompt)}.",
         f"Name one: {hint}",
     )
+
+
+def _check_mapped(field: str, target: Target, prompt: Prompt, saver: str, upstream: Sequence[str], name: str) -> None:
+    """Refuse a place that changes nothing of the result: another picture's latent would come back."""
+    if target.node not in (saver, *upstream):
+        raise _invalid(
+            f"{_listed([target.node], prompt)} of the workflow '{name}' has no part in what node {saver} saves.",
+            f"Name one of {_listed([saver, *upstream], prompt)} for '{field}'.",
+        )
+    node = prompt[target.node]
+    usual = {place.input for place in CHAIN.values() if place.node == node["class_type"]}
+    inputs = {*node["inputs"], *usual, *(FIELDS if node["class_type"] == ENCODE else ())}
+    if target.input not in inputs:
+        raise _invalid(
+            f"{_listed([target.node], prompt)} of the workflow '{name}' has no input '{target.input}'.",
+            f"Its inputs are {', '.join(sorted(inputs))}.",
+        )
 
 
 def _find_target(field: str, prompt: Prompt, saver: str, upstream: Sequence[str], name: str) -> Target:

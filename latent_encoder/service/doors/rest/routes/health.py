@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from latent_encoder.service.metrics import CONTENT_TYPE
 
-from ..document import METRICS, failures
+from ..document import METRICS, error_answers
 from ..failures import answer_error, as_json
 from ..service import Service
 
@@ -40,7 +40,7 @@ async def live() -> Response:
     "/health/ready",
     summary="Can the engine take work?",
     response_model=Ready,
-    responses=failures("ENGINE_UNAVAILABLE", "NODES_MISSING"),
+    responses=error_answers("ENGINE_UNAVAILABLE", "NODES_MISSING"),
 )
 def ready(http: Request) -> Response:
     """200 while the engine can take work, 503 with the reason while it cannot, starts, or the service is being

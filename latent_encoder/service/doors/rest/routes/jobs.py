@@ -13,12 +13,13 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from latent_encoder.provenance import REQUEST_ID
 from latent_encoder.service.jobs import Job
+from latent_encoder.service.workers import JOBS
 
 from ..bodies import read_encode_request
-from ..document import ENCODE_BODY, EVENTS, JOB_ACCEPTED, JOB_CODES, failures
+from ..document import ENCODE_BODY, EVENTS, JOB_ACCEPTED, JOB_CODES, error_answers
 from ..failures import as_json
 from ..guard import only_query
-from ..service import JOBS, Service
+from ..service import Service
 from .encode import IdempotencyKey
 
 JobId = Annotated[str, Path(pattern=REQUEST_ID.pattern, description="The request_id.")]
@@ -33,7 +34,7 @@ router = APIRouter(prefix="/jobs", dependencies=[only_query()])
     summary="Leave a picture to be encoded",
     status_code=202,
     response_model=Job,
-    responses=JOB_ACCEPTED | failures(*JOB_CODES, slow_body=True),
+    responses=JOB_ACCEPTED | error_answers(*JOB_CODES, slow_body=True),
     openapi_extra=ENCODE_BODY,
 )
 async def submit(http: Request, idempotency_key: IdempotencyKey = None) -> Response:
@@ -52,7 +53,7 @@ async def submit(http: Request, idempotency_key: IdempotencyKey = None) -> Respo
     "/{job_id}",
     summary="Look at a job",
     response_model=Job,
-    responses=failures(*LOOK_CODES),
+    responses=error_answers(*LOOK_CODES),
 )
 async def look(http: Request, job_id: JobId) -> Response:
     """`response` is there once `status` is `done` (it says whether the job succeeded) or `cancelled`."""
@@ -63,7 +64,7 @@ async def look(http: Request, job_id: JobId) -> Response:
     "/{job_id}",
     summary="Cancel a job",
     response_model=Job,
-    responses=failures(*LOOK_CODES),
+    responses=error_answers(*LOOK_CODES),
 )
 async def cancel(http: Request, job_id: JobId) -> Response:
     """A job that waits or runs is cancelled; one that has ended stays as it is."""
@@ -74,7 +75,7 @@ async def cancel(http: Request, job_id: JobId) -> Response:
     "/{job_id}/events",
     summary="Follow a job",
     response_class=EventSourceResponse,
-    responses=EVENTS | failures(*LOOK_CODES),
+    responses=EVENTS | error_answers(*LOOK_CODES),
 )
 async def follow(http: Request, job_id: JobId) -> Response:
     """Server-sent events: `job` with the job whenever its status changes, `progress` with the part that is done, from 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -19,12 +20,14 @@ from latent_encoder.latent_format import FILE_FORMATS
 from latent_encoder.paths import resolve_under
 from latent_encoder.provenance import REQUEST_ID
 
-from ..document import LATENT_FILE, RANGE_PARAMETER, failures
+from ..document import LATENT_FILE, RANGE_PARAMETER, error_answers
 from ..failures import answer_error, as_json, with_status
 from ..guard import only_query
 from ..service import Service
 
-FILE_CODES = ("INVALID_REQUEST", "UNAUTHORIZED", "PATH_NOT_ALLOWED", "LATENT_NOT_FOUND", "LATENT_INVALID")
+FILE_CODES = (
+    "INVALID_REQUEST UNAUTHORIZED PATH_NOT_ALLOWED LATENT_NOT_FOUND LATENT_INVALID FORMAT_UNSUPPORTED OUT_OF_MEMORY"
+).split()
 
 router = APIRouter()
 
@@ -42,7 +45,7 @@ class Vaes(BaseModel):
     summary="List the VAEs",
     response_model=Vaes,
     dependencies=[only_query()],
-    responses=failures("INVALID_REQUEST", "UNAUTHORIZED", "ENGINE_UNAVAILABLE", "NODES_MISSING"),
+    responses=error_answers("INVALID_REQUEST", "UNAUTHORIZED", "ENGINE_UNAVAILABLE", "NODES_MISSING"),
 )
 def vaes(http: Request) -> Response:
     """The names that `vae_model_name` may have."""
@@ -58,7 +61,7 @@ def vaes(http: Request) -> Response:
     summary="Fetch a latent file",
     response_class=FileResponse,
     dependencies=[only_query("output_dir")],
-    responses=LATENT_FILE | failures(*FILE_CODES, ranges=True),
+    responses=LATENT_FILE | error_answers(*FILE_CODES, ranges=True),
     openapi_extra=RANGE_PARAMETER,
 )
 async def latent(
@@ -111,19 +114,21 @@ def _find(service: Service, request_id: str, output_dir: str | None) -> tuple[Pa
     """The file of a request and its sha256.
 
     Raises:
-        LatentEncoderError: PATH_NOT_ALLOWED, LATENT_NOT_FOUND, LATENT_INVALID.
+        LatentEncoderError: PATH_NOT_ALLOWED, LATENT_NOT_FOUND, LATENT_INVALID, FORMAT_UNSUPPORTED, OUT_OF_MEMORY.
     """
     settings = service.settings
     folder = settings.output_dir.resolve()
     if output_dir is not None:
         folder = resolve_under(settings.output_roots, output_dir, "output_dir")
     names = (f"{request_id}.{file_format}" for file_format in FILE_FORMATS)
-    for path in map(folder.joinpath, names):
-        if path.is_file():
-            if path.resolve().parent != folder:
-                raise LatentEncoderError("PATH_NOT_ALLOWED", f"'{path.name}' is a link that leads out of its folder.")
-            status = path.stat()
-            return path, _checked(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    with suppress(OSError):  # a name that is too long, a folder that may not be read
+        for path in map(folder.joinpath, names):
+            if path.is_file():
+                if path.resolve().parent != folder:
+                    reason = f"'{path.name}' is a link that leads out of its folder."
+                    raise LatentEncoderError("PATH_NOT_ALLOWED", reason)
+                status = path.stat()
+                return path, _checked(path, status.st_ino, status.st_size, status.st_mtime_ns)
     raise LatentEncoderError("LATENT_NOT_FOUND", f"There is no latent file of the request '{request_id}'.")
 
 
