@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -67,23 +68,23 @@ def run_pytest(suite: str) -> Result:
 
 def run_to_its_end(words: list[str]) -> int:
     """Run a command; Ctrl-C and SIGTERM reach it too, and it may still stop the servers that it has started."""
-    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal stopped
-        stopped = True
-        process.send_signal(signal.SIGINT)
-
-    stopped = False
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopped, interrupted = threading.Event(), False
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # Before the process starts: what a shell runs in the background ignores SIGINT, and would hand that on.
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in numbers}
     try:
-        code = process.wait()
+        process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+        while process.poll() is None:
+            if stopped.wait(0.2):
+                stopped.clear()
+                interrupted = True
+                process.send_signal(signal.SIGINT)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stopped:
+    if interrupted or stopped.is_set():
         raise KeyboardInterrupt
-    return code
+    return process.returncode
 
 
 def read_report(suite: str, report: Path) -> Result:
