@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure this pack against its peers; each figure is a ratio or a time from one run in which both sides alternate.
 
-    python benchmarks/run.py [encode] [save] [import] [service] [--quick] [--folder FOLDER] [--results FILE]
+    python benchmarks/run.py [encode] [save] [import] [service] [kafka] [--quick] [--folder FOLDER] [--results FILE]
 
 See docs/benchmarks.md.
 """
@@ -15,10 +15,13 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
-# For this process only: it never imports ComfyUI, whose `nodes` ours would hide.
+# For this process only: it never imports ComfyUI, whose `nodes` ours would hide. In place of this folder, whose
+# kafka.py would hide that of the tests.
+sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import encode, import_time, machine, save, service
+from benchmarks import encode, import_time, kafka, machine, save, service
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui
 
 MEASUREMENTS = {
@@ -26,6 +29,7 @@ MEASUREMENTS = {
     "save": ("Saving", save.measure),
     "import": ("The pack's import", import_time.measure),
     "service": ("The service", service.measure),
+    "kafka": ("The Kafka worker", kafka.measure),
 }
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results.md"
@@ -33,7 +37,9 @@ RESULTS = REPOSITORY / "benchmarks" / "results.md"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measurements", nargs="*", metavar="encode | save | import | service", help="default: all")
+    parser.add_argument(
+        "measurements", nargs="*", metavar="encode | save | import | service | kafka", help="default: all"
+    )
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, says little")
     parser.add_argument(
         "--folder", type=Path, help="a folder on the disk to measure; default: .cache of the repository"

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -26,20 +27,51 @@ from benchmarks.timing import Spread, interleave, ratio, table
 
 VAE = "demo_vae.safetensors"
 MEGAPIXELS = 0.05
-FOLDER_PICTURES = 64
-MEMORY_ENCODES = 1000
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: so many rounds or encodes, as far as they fit into that many seconds."""
+
+    doors: tuple[int, float]
+    messages: tuple[int, float]
+    encodes: tuple[int, float]
+    folder: tuple[int, float]
+    first: int  # the encodes after which the memory is looked at first
+    pictures: int  # in the folder
+
+
+FULL = Size(doors=(15, 60), messages=(4, 120), encodes=(1000, 180), folder=(3, 180), first=100, pictures=64)
+QUICK = Size(doors=(4, 5), messages=(1, 0), encodes=(30, 10), folder=(1, 0), first=20, pictures=8)
 
 
 def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> list[str]:
     """Run it; returns the report's lines."""
     (folder / "models" / "vae").mkdir(parents=True)
     shutil.copy(repository / "assets" / VAE, folder / "models" / "vae")
+    size = QUICK if quick else FULL
+    if quick:  # on a busy machine several threads of one encode wait for each other most of the time
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     lines = [f"The engine `embedded` with the demo VAE at {MEGAPIXELS} megapixels, on the CPU."]
     with _rest(repository, folder) as (url, process):
-        lines += ["", *_doors(repository, folder, url, rounds=6 if quick else 15)]
-        lines += ["", *_messages(comfyui, folder, url, rounds=1 if quick else 5)]
-        lines += ["", *_memory(folder, url, process, encodes=150 if quick else MEMORY_ENCODES)]
-    return [*lines, "", *_folder(repository, folder, rounds=1 if quick else 3)]
+        lines += ["", *_doors(repository, folder, url, *size.doors)]
+        lines += ["", *_messages(comfyui, folder, url, *size.messages)]
+        lines += ["", *_memory(folder, url, process, size.first, *size.encodes)]
+    return [*lines, "", *_folder(repository, folder, size.pictures, *size.folder)]
+
+
+def _fitting(arms: Mapping[str, Callable[[int], float]], most: int, seconds: float) -> dict[str, list[float]]:
+    """``interleave`` for at most so many rounds, as far as they fit into the time; one in any case."""
+    begin = time.monotonic()
+    times = interleave(arms, 1)
+    more = min(most, int(seconds / (time.monotonic() - begin))) - 1
+    for name, further in interleave({name: _later(arm) for name, arm in arms.items()}, max(0, more)).items():
+        times[name] += further
+    return times
+
+
+def _later(arm: Callable[[int], float]) -> Callable[[int], float]:
+    return lambda number: arm(number + 1)
 
 
 def _picture(folder: Path, name: str, seed: int, width: int, height: int) -> Path:
@@ -99,7 +131,7 @@ def _post(client: httpx.Client, picture: Path, request_id: str, **fields: Any) -
         raise RuntimeError(f"the service answered {answer}")
 
 
-def _doors(repository: Path, folder: Path, url: str, rounds: int) -> list[str]:
+def _doors(repository: Path, folder: Path, url: str, most: int, seconds: float) -> list[str]:
     """One picture a round, new each time, by the bare engine, over HTTP, and as one of a run on the command line."""
     from latent_encoder.images import check_image
     from latent_encoder.service.engines.base import Call, EncodeJob, Picture
@@ -137,12 +169,13 @@ def _doors(repository: Path, folder: Path, url: str, rounds: int) -> list[str]:
         run.wait()
         return [later - earlier for earlier, later in pairwise(moments[3:])]
 
-    pictures = {number: _picture(folder, f"doors/{number}.png", number + 1, 512, 512) for number in range(-1, rounds)}
+    pictures = {number: _picture(folder, f"doors/{number}.png", number + 1, 512, 512) for number in range(-1, most)}
     with httpx.Client(base_url=url, timeout=120) as client:
         arms = {"bare engine call": bare, "REST": http}
         for arm in arms.values():
             arm(-1)
-        times = interleave(arms, rounds)
+        times = _fitting(arms, most, seconds)
+    rounds = len(times["REST"])
     before = [bare(number) for number in range(rounds)]
     intervals = command_line()
     base = median(before + [bare(number) for number in range(rounds)])
@@ -162,7 +195,7 @@ def _doors(repository: Path, folder: Path, url: str, rounds: int) -> list[str]:
     ]
 
 
-def _messages(comfyui: Path, folder: Path, url: str, rounds: int) -> list[str]:
+def _messages(comfyui: Path, folder: Path, url: str, most: int, seconds: float) -> list[str]:
     """Against services that load the model again for each message."""
     base = folder / "messages"
     picture = _picture(base, "input/a.png", 7, 512, 512)
@@ -190,9 +223,10 @@ def _messages(comfyui: Path, folder: Path, url: str, rounds: int) -> list[str]:
             "ComfyUI's modules loaded, VAE for each message": new_vae,
             "REST, warm": ours,
         }
-        for arm in arms.values():
+        for arm in (new_vae, ours):
             arm(-1)
-        times = interleave(arms, rounds)
+        times = _fitting(arms, most, seconds)
+    rounds = len(times["REST, warm"])
     rows = [
         [name, Spread.of(seconds).milliseconds, ratio(times, name, "REST, warm").ratio]
         for name, seconds in times.items()
@@ -200,25 +234,29 @@ def _messages(comfyui: Path, folder: Path, url: str, rounds: int) -> list[str]:
     return [f"One message, milliseconds, {rounds} rounds.", "", *table(["", "time", "of REST's"], rows)]
 
 
-def _memory(folder: Path, url: str, process: subprocess.Popen[bytes], encodes: int) -> list[str]:
-    """What the service's process holds after the first hundred encodes and at the end."""
+def _memory(
+    folder: Path, url: str, process: subprocess.Popen[bytes], first: int, most: int, seconds: float
+) -> list[str]:
+    """What the service's process holds after the first encodes and at the end."""
     picture = _picture(folder, "memory/a.png", 8, 256, 256)
     held, watched = [], psutil.Process(process.pid)
     with httpx.Client(base_url=url, timeout=120) as client:
-        for number in range(encodes):
+        begin = time.monotonic()
+        while len(held) < most and (len(held) <= first or time.monotonic() - begin < seconds):
+            number = len(held)
             _post(client, picture, f"memory-{number}", megapixels=0.01)
             held.append(watched.memory_info().rss / 1e6)
+    early, late, most_held = held[first - 1], held[-1], max(held[first - 1 :])
     return [
-        f"Memory of the REST process over {encodes:,} encodes at 0.01 megapixels: {held[99]:.0f} MB after 100, "
-        f"{held[-1]:.0f} MB at the end: {held[-1] / held[99]:.3f}x (at most {max(held[99:]):.0f} MB between). "
-        "Target: at most 1.05x.",
+        f"Memory of the REST process over {len(held):,} encodes at 0.01 megapixels: {early:.0f} MB after {first}, "
+        f"{late:.0f} MB at the end: {late / early:.3f}x (at most {most_held:.0f} MB between). Target: at most 1.05x.",
     ]
 
 
-def _folder(repository: Path, folder: Path, rounds: int) -> list[str]:
+def _folder(repository: Path, folder: Path, count: int, most: int, seconds: float) -> list[str]:
     """A folder through the command line against the loop that one would write, on the same VAE."""
     pictures = []
-    for number in range(FOLDER_PICTURES):
+    for number in range(count):
         suffix = "jpg" if number % 2 else "png"
         pictures.append(_picture(folder, f"photos/{number:03}.{suffix}", 100 + number, 1600, 1200))
     loop = _PlainLoop(folder)
@@ -253,7 +291,8 @@ def _folder(repository: Path, folder: Path, rounds: int) -> list[str]:
         return time.perf_counter() - begin
 
     loop.encode(pictures[0], folder / "loop-warm" / "a.safetensors")
-    times = interleave({"standalone": standalone, "plain loop": plain}, rounds)
+    times = _fitting({"standalone": standalone, "plain loop": plain}, most, seconds)
+    rounds = len(times["plain loop"])
     rows = [[name, f"{median(seconds):.1f} s"] for name, seconds in times.items()]
     rows.append(["standalone of the loop", ratio(times, "standalone", "plain loop").ratio])
     return [

@@ -9,6 +9,7 @@ import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ CATALOGUE: dict[str, ErrorSpec] = {
     "UNAUTHORIZED": ErrorSpec(401, False, "Send the server's token as 'Authorization: Bearer <token>'."),
     "PATH_NOT_ALLOWED": ErrorSpec(403, False, "Name a file inside the allowed folder, without '..'."),
     "TOPIC_NOT_ALLOWED": ErrorSpec(403, False, "Choose a topic of the administrator's list."),
-    "IMAGE_NOT_FOUND": ErrorSpec(404, False, "Check the picture's name, or upload it first."),
+    "IMAGE_NOT_FOUND": ErrorSpec(404, False, "Check the picture's name and its folder."),
     "VAE_MODEL_NOT_FOUND": ErrorSpec(
-        404, False, "Put the file into ComfyUI's models/vae, or choose a VAE that is there."
+        404, False, "Put the file into the folder models/vae, or choose a VAE that is there."
     ),
     "LATENT_NOT_FOUND": ErrorSpec(404, False, "Check the latent's name; it may have been moved or deleted."),
     "JOB_NOT_FOUND": ErrorSpec(404, False, "Check the job's id; finished jobs are forgotten after a while."),
     "REQUEST_ID_CONFLICT": ErrorSpec(409, False, "Use a new request_id for other contents."),
-    "FILE_EXISTS": ErrorSpec(409, False, "Choose another name, or set if_exists to 'number' or 'overwrite'."),
+    "FILE_EXISTS": ErrorSpec(409, False, "Choose another name, or move that file away."),
     "INTERRUPTED": ErrorSpec(409, True, "Send the request again when it is wanted."),
     "IMAGE_TOO_LARGE": ErrorSpec(413, False, "Make the picture smaller before encoding it."),
     "MESSAGE_TOO_LARGE": ErrorSpec(413, False, "Send a reference to the file instead of its bytes."),
@@ -43,7 +44,7 @@ CATALOGUE: dict[str, ErrorSpec] = {
     "SCALING_FAILED": ErrorSpec(422, False, "Choose more megapixels or a picture that is less narrow."),
     "FORMAT_UNSUPPORTED": ErrorSpec(422, False, "Save it as 'safetensors', which holds the whole latent."),
     "QUEUE_FULL": ErrorSpec(429, True, "Wait a moment, then send the request again."),
-    "ENCODING_FAILED": ErrorSpec(500, False, "Look into ComfyUI's log for the cause."),
+    "ENCODING_FAILED": ErrorSpec(500, False, "Look into the engine's log for the cause."),
     "KAFKA_DELIVERY_FAILED": ErrorSpec(500, True, "Check the topic's settings and rights, then run again."),
     "INTERNAL": ErrorSpec(500, False, "This is a bug of ours: please report it with the log."),
     "OUT_OF_MEMORY": ErrorSpec(503, True, "Use fewer megapixels, or free memory on that machine."),
@@ -70,22 +71,23 @@ class LatentEncoderError(Exception):
         code: a key of ``CATALOGUE``.
         message: what happened, in one or two sentences; never a secret.
         hint: what to do; the code's usual hint where it is not given.
+        retryable: whether the same request may succeed later; the code's usual answer where it is not given.
 
     Raises:
         KeyError: the code is not in the catalogue.
     """
 
-    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+    def __init__(self, code: str, message: str, hint: str | None = None, *, retryable: bool | None = None) -> None:
         spec = CATALOGUE[code]
         self.code = code
         self.message = message
         self.hint = spec.hint if hint is None else hint
         self.http_status = spec.http_status
-        self.retryable = spec.retryable
+        self.retryable = spec.retryable if retryable is None else retryable
         super().__init__(f"[{code}] {message}\n{self.hint}")
 
-    def __reduce__(self) -> tuple[type[LatentEncoderError], tuple[str, str, str]]:
-        return type(self), (self.code, self.message, self.hint)
+    def __reduce__(self) -> tuple[type[LatentEncoderError], tuple[str, str, str], dict[str, Any]]:
+        return type(self), (self.code, self.message, self.hint), vars(self)
 
 
 def find_code(text: str) -> str | None:
@@ -111,9 +113,11 @@ def from_os_error(error: OSError, folder: Path) -> LatentEncoderError:
         return LatentEncoderError("DISK_FULL", f"No space is left in '{folder.name}' ({reason}).")
     if error.errno == errno.ENAMETOOLONG:
         return LatentEncoderError("PATH_NOT_ALLOWED", "The file's name is too long.", "Choose a shorter name.")
-    hint = None
-    if error.errno in _NO_FOLDER:
-        hint = "A file stands where a folder should be, or the other way round: choose another name."
+    in_the_way = error.errno in _NO_FOLDER
+    hint = "A file stands where a folder should be, or the other way round: choose another name."
     return LatentEncoderError(
-        "OUTPUT_DIR_NOT_WRITABLE", f"The folder '{folder.name}' cannot be written ({reason}).", hint
+        "OUTPUT_DIR_NOT_WRITABLE",
+        f"The folder '{folder.name}' cannot be written ({reason}).",
+        hint if in_the_way else None,
+        retryable=False if in_the_way else None,
     )

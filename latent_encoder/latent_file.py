@@ -293,7 +293,9 @@ def _save(
                     return SavedLatent(folder / name, record.model_dump(mode="json"))
     except OSError as error:
         raise from_os_error(error, folder) from error
-    raise LatentEncoderError("FILE_EXISTS", f"'{stem}.{suffix}' exists already.")
+    raise LatentEncoderError(
+        "FILE_EXISTS", f"'{stem}.{suffix}' exists already.", "Choose another name, or another if_exists than 'fail'."
+    )
 
 
 def _facts_of(latent: dict[str, Any]) -> dict[str, Any]:

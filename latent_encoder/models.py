@@ -29,6 +29,10 @@ SCHEMA_VERSION: Literal[1] = 1
 DEFAULT_VAE = "qwen_image_vae.safetensors"
 
 RequestId = Annotated[str, StringConstraints(pattern=REQUEST_ID.pattern)]
+
+CorrelationId = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Any text without control characters."""
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -90,7 +94,7 @@ class EncodeRequest(BaseModel):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     request_id: RequestId = Field(default_factory=lambda: uuid4().hex)
-    correlation_id: str | None = None
+    correlation_id: CorrelationId | None = None
     image_path: str = Field(min_length=1)
     vae_model_name: str = Field(DEFAULT_VAE, min_length=1)
     upscale_method: UpscaleMethod = "lanczos"

@@ -6,13 +6,14 @@ with symbolic links followed, and must still lie inside the folder that it was m
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import LatentEncoderError
+from .errors import LatentEncoderError, from_os_error
 
 MAX_PART_BYTES = 255  # what the usual file systems allow in one part of a path
 
@@ -54,7 +55,7 @@ def check_relative(name: str, field: str) -> str:
     raise LatentEncoderError(
         "PATH_NOT_ALLOWED",
         f"'{field}' {problem}: {_shown(name)}.",
-        "Use a relative name with '/' between its parts; it stays inside ComfyUI's own folders.",
+        "Use a relative name with '/' between its parts and without '..': it stays inside its folder.",
     )
 
 
@@ -117,7 +118,7 @@ def read_regular_file(path: Path, *, not_found: str, invalid: str, too_large: st
         limit: the largest size in bytes.
 
     Raises:
-        LatentEncoderError: with one of the three codes.
+        LatentEncoderError: with one of the three codes; PATH_NOT_ALLOWED for a name that is too long; OUT_OF_MEMORY.
     """
     try:
         # Without O_NONBLOCK, opening a pipe would wait for its writer.
@@ -126,6 +127,8 @@ def read_regular_file(path: Path, *, not_found: str, invalid: str, too_large: st
         reason = f"There is no file '{path.name}' in the folder '{path.parent.name}'."
         raise LatentEncoderError(not_found, reason) from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise from_os_error(error, path.parent) from error
         raise LatentEncoderError(invalid, f"'{path.name}' cannot be opened ({error.strerror}).") from error
     try:
         status = os.fstat(descriptor)

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
+
+from .signals import Signals, handled_signals
+
+SUBCOMMANDS = ("dlq", "send", "topics")
+"""What is done with Kafka's topics; each is the first word of the command line."""
 
 WRONG_USE, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service; returns the exit code. Settings and command line are checked whole before anything starts."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        if "--mode=kafka" in words or ("--mode", "kafka") in itertools.pairwise(words):
+            with handled_signals() as signals:  # before the heavy imports: a worker is stopped at any time
+                return _run(words, signals)
+        if words[:1] and words[0] in SUBCOMMANDS:
+            from .kafka.commands import run
+
+            return run(words)
+        return _run(words)
     except KeyboardInterrupt:  # while a door was not there yet to handle it
         return INTERRUPTED
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], signals: Signals | None = None) -> int:
     from . import logs
     from .command_line import parse
     from .config_sources import load, show
@@ -38,6 +52,10 @@ def _run(argv: Sequence[str]) -> int:
     logs.configure(settings.log_level, settings.log_format)
     for warning in loaded.warnings:
         logging.getLogger(__name__).warning(warning)
+    if command.mode == "kafka" and signals:
+        from . import kafka
+
+        return kafka.run(settings, signals)
     if command.mode == "rest":
         from .doors import rest
 

@@ -20,6 +20,7 @@ from latent_encoder.models import DEFAULT_VAE
 
 from .engines.comfyui.address import parse_address
 
+_BROKER = re.compile(r"(?:[A-Z_]+://)?(?:\[[0-9A-Fa-f:.]+\]|[^\s:/,\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
 _REPEATED = " Several are separated by commas."
 
 
@@ -50,6 +51,15 @@ def _origin(origin: str) -> str:
     return origin
 
 
+def _brokers(text: str) -> str:
+    """Addresses of brokers; librdkafka would take what is wrong in one for something else, or leave it out."""
+    for broker in text.split(","):
+        found = _BROKER.fullmatch(broker.strip())
+        if not found or not 0 < int(found["port"] or 9092) < 1 << 16:
+            raise ValueError("host:port, such as localhost:9092, several separated by commas")
+    return text
+
+
 def _mapping(entry: str) -> str:
     """One word of ``--map``; what it names is looked for when the workflow is read."""
     name, equals, target = entry.partition("=")
@@ -74,13 +84,21 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 Folders = Annotated[list[AbsolutePath], NoDecode, BeforeValidator(_split), AfterValidator(_folders)]
 Servers = Annotated[list[Annotated[str, AfterValidator(_server)]], NoDecode, BeforeValidator(_split)]
 Origins = Annotated[list[Annotated[str, AfterValidator(_origin)]], NoDecode, BeforeValidator(_split)]
 Mappings = Annotated[list[Annotated[str, AfterValidator(_mapping)]], NoDecode, BeforeValidator(_split)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
+Brokers = Annotated[str, AfterValidator(_brokers)]
+Topic = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 WorkerId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+SecurityProtocol = Annotated[Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"], BeforeValidator(_lower)]
+SaslMechanism = Annotated[Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], BeforeValidator(_upper)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 
 
@@ -191,13 +209,70 @@ class Settings(BaseSettings):
         "LATENT_ENCODER_JOB_TTL_HOURS", "How long a finished job is remembered.", default=168.0, gt=0, le=1_000_000
     )
 
+    # Kafka
+    kafka_bootstrap_servers: Brokers = _setting(
+        "KAFKA_BOOTSTRAP_SERVERS",
+        "The brokers to begin with: host:port." + _REPEATED,
+        default="localhost:9092",
+        min_length=1,
+    )
+    kafka_security_protocol: SecurityProtocol = _setting(
+        "KAFKA_SECURITY_PROTOCOL", "How the brokers are spoken to.", default="plaintext"
+    )
+    kafka_sasl_mechanism: SaslMechanism | None = _setting(
+        "KAFKA_SASL_MECHANISM", "How a user proves who it is.", default=None
+    )
+    kafka_sasl_username: str | None = _setting("KAFKA_SASL_USERNAME", "The user's name.", default=None)
+    kafka_sasl_password: SecretStr | None = _setting("KAFKA_SASL_PASSWORD", "The user's password.", default=None)
+    kafka_ssl_ca_location: AbsolutePath | None = _setting(
+        "KAFKA_SSL_CA_LOCATION", "The file of the authorities that the brokers' certificates come from.", default=None
+    )
+    kafka_ssl_certificate_location: AbsolutePath | None = _setting(
+        "KAFKA_SSL_CERTIFICATE_LOCATION", "The file of this client's own certificate.", default=None
+    )
+    kafka_ssl_key_location: AbsolutePath | None = _setting(
+        "KAFKA_SSL_KEY_LOCATION", "The file of its private key.", default=None
+    )
+    kafka_ssl_key_password: SecretStr | None = _setting(
+        "KAFKA_SSL_KEY_PASSWORD", "The password of that key.", default=None
+    )
+    kafka_ssl_endpoint_identification_algorithm: Literal["https", "none"] = _setting(
+        "KAFKA_SSL_ENDPOINT_IDENTIFICATION_ALGORITHM",
+        "Whether a broker's certificate must bear its host's name.",
+        default="https",
+    )
+    kafka_request_topic: Topic = _setting(
+        "KAFKA_REQUEST_TOPIC", "The topic that requests come from.", default="latent-encoder-requests"
+    )
+    kafka_response_topic: Topic = _setting(
+        "KAFKA_RESPONSE_TOPIC", "The topic that answers go to.", default="latent-encoder-responses"
+    )
+    kafka_dlq_topic: Topic = _setting(
+        "KAFKA_DLQ_TOPIC", "The topic for requests that failed.", default="latent-encoder-dlq"
+    )
+    kafka_consumer_group: str = _setting(
+        "KAFKA_CONSUMER_GROUP", "The group that the workers share.", default="latent-encoder-group", min_length=1
+    )
+    kafka_delivery: Literal["exactly_once", "at_least_once"] = _setting(
+        "KAFKA_DELIVERY",
+        "exactly_once: answer and offset in one transaction. at_least_once: without, an answer may come twice.",
+        default="exactly_once",
+    )
+    kafka_group_protocol: Literal["classic", "consumer"] = _setting(
+        "KAFKA_GROUP_PROTOCOL", "How the group shares the partitions; consumer is KIP-848.", default="classic"
+    )
+    kafka_config_file: AbsolutePath | None = _setting(
+        "KAFKA_CONFIG_FILE", "A client.properties file with further settings of librdkafka's.", default=None
+    )
+
     # Running
     timeout: float = _setting(
         "LATENT_ENCODER_TIMEOUT", "How many seconds one picture may take.", default=600.0, gt=0, le=1_000_000
     )
     worker_id: WorkerId | None = _setting(
         "LATENT_ENCODER_WORKER_ID",
-        "This worker's name on the ComfyUI servers. Default: the host's name and a number that is free.",
+        "This worker's name on the ComfyUI servers and for Kafka. Default: the host's name and a mark of STATE_DIR; a"
+        " number that is free follows either on the servers, and the default for Kafka.",
         default=None,
     )
     log_level: LogLevel = _setting("LATENT_ENCODER_LOG_LEVEL", "What is logged: this and worse.", default="info")
@@ -222,6 +297,13 @@ class Settings(BaseSettings):
         """Only what is given: ``load`` reads the other sources, because it says where each value came from."""
         return (init_settings,)
 
+
+SECRET_FILES: dict[str, str] = {
+    key: f"{info.validation_alias}_FILE"
+    for key, info in Settings.model_fields.items()
+    if "SecretStr" in repr(info.annotation) or key == "kafka_sasl_username"
+}
+"""Settings that may also be given as the file that holds the value, as Docker and Kubernetes lay secrets."""
 
 NAMES: dict[str, str] = {key: str(info.validation_alias) for key, info in Settings.model_fields.items()}
 """Each attribute's setting: ``{"engine": "LATENT_ENCODER_ENGINE", ...}``."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from dotenv.parser import parse_stream
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
-from .config import NAMES, Settings
+from .config import NAMES, SECRET_FILES, Settings
 
 PREFIX = "LATENT_ENCODER_"
 HIDDEN = "********"
+LITTLE_ALIKE, MUCH_ALIKE = 0.5, 0.75
 COMMAND_LINE, ENVIRONMENT, DOTENV, DEFAULT = "command line", "environment", ".env", "default"
 
 _PASSWORD = re.compile(r"//.*@")
@@ -58,15 +61,22 @@ def load(flags: Mapping[str, str]) -> Loaded:
         flags: what the command line says, by attribute; a list as comma-separated text.
     """
     sources: dict[str, dict[str, Any]] = {}
-    problems, warnings = [], []
+    problems: list[str] = []
+    warnings: list[str] = []
+    logging.getLogger("dotenv").setLevel(logging.ERROR)  # of lines that it cannot read, `_unread_lines` says more
+    environment = EnvSettingsSource(Settings)
+    in_environment = {key for key, name in NAMES.items() if {name, SECRET_FILES.get(key)} & environment.env_vars.keys()}
     try:
         dotenv = DotEnvSettingsSource(Settings, env_file=Path(".env"), dotenv_filtering="only_existing")
-        sources[DOTENV] = _by_attribute(dotenv())
-        warnings += _unknown_names(dotenv.env_vars, DOTENV)
+        sources[DOTENV] = _by_attribute(dotenv()) | _from_files(
+            dotenv.env_vars, DOTENV, problems, beaten={*flags, *in_environment}
+        )
+        warnings += _unknown_names(dotenv.env_vars, DOTENV) + _unread_lines()
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"The file '.env' in the working directory cannot be read ({error}).")
-    environment = EnvSettingsSource(Settings)
-    sources[ENVIRONMENT] = _by_attribute(environment())
+    sources[ENVIRONMENT] = _by_attribute(environment()) | _from_files(
+        environment.env_vars, ENVIRONMENT, problems, beaten=set(flags)
+    )
     warnings += _unknown_names(environment.env_vars, ENVIRONMENT)
     sources[COMMAND_LINE] = dict(flags)
 
@@ -91,16 +101,64 @@ def _by_attribute(found: Mapping[str, Any]) -> dict[str, Any]:
     return {attribute: found[name] for attribute, name in NAMES.items() if name in found}
 
 
+def _from_files(
+    names: Mapping[str, str | None], origin: str, problems: list[str], *, beaten: set[str]
+) -> dict[str, str]:
+    """The values of the settings that a source gives as ``<NAME>_FILE``, by attribute.
+
+    Args:
+        problems: to which what is wrong is added.
+        beaten: the attributes that a source before this one gives.
+    """
+    found = {}
+    for attribute, name in SECRET_FILES.items():
+        path = names.get(name)
+        if not path or attribute in beaten:
+            continue
+        if names.get(NAMES[attribute]):
+            problems.append(
+                f"{NAMES[attribute]} and {name} are both set (from {_spoken(origin)}): leave one of them out."
+            )
+            continue
+        try:
+            value = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+            if value and len(value.splitlines()) == 1:
+                found[attribute] = value
+            else:
+                lines = "holds more than one line" if value else "is empty"
+                problems.append(f"{name} (from {_spoken(origin)}) names '{path}', which {lines}.")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            problems.append(f"{name} (from {_spoken(origin)}) names '{path}', which cannot be read ({reason}).")
+    return found
+
+
 def _unknown_names(names: Mapping[str, Any], origin: str) -> list[str]:
-    """A warning for each name that looks like ours and is none."""
-    known = set(NAMES.values())
+    """A warning for each name that looks like ours and is none: by its prefix, or, in our own file, by its letters."""
+    known = {*NAMES.values(), *SECRET_FILES.values()}
+    bare = {setting.removeprefix(PREFIX): setting for setting in known}
     found = []
-    for name in sorted(names):
-        if name.upper().startswith(PREFIX) and name not in known:
-            bare = {setting.removeprefix(PREFIX): setting for setting in known}
-            near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), bare, n=1, cutoff=0.5)
+    for name in sorted(set(names) - known):
+        ours = name.upper().startswith(PREFIX)
+        likeness = LITTLE_ALIKE if ours else MUCH_ALIKE
+        near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), bare, n=1, cutoff=likeness)
+        if ours or (near and origin == DOTENV):
             meant = f"; did you mean {bare[near[0]]}?" if near else "."
             found.append(f"{name} (from {_spoken(origin)}) is no setting{meant}")
+    return found
+
+
+def _unread_lines() -> list[str]:
+    """A warning for each line of ``.env`` that gives nothing a value; what stands in it may be a secret."""
+    if not Path(DOTENV).is_file():
+        return []
+    found = []
+    with open(DOTENV, encoding="utf-8") as file:
+        for binding in parse_stream(file):
+            text = binding.original.string
+            if binding.error or (binding.key and binding.value is None):
+                line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+                found.append(f"Line {line} of .env cannot be read; write it as NAME=value.")
     return found
 
 
@@ -145,6 +203,8 @@ def describe_allowed(attribute: str) -> str:
         return "true or false"
     if info.annotation in (int, float):
         return _describe_range(info)
+    if attribute.startswith("kafka_") and attribute.endswith("_topic"):
+        return "up to 249 letters, digits, dots, dashes and underscores"
     if attribute == "worker_id":
         return "up to 64 letters, digits, dots, dashes and underscores, the first a letter or digit"
     return ""

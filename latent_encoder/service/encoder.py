@@ -142,6 +142,8 @@ class Encoder:
     ) -> tuple[dict[str, Any], bool]:
         """The record of the request's file, and whether it was there already."""
         _check_vae_name(request.vae_model_name)
+        if request.image_path.endswith(("/", os.sep)):  # else it would be the file of that name
+            raise LatentEncoderError("IMAGE_NOT_FOUND", f"'image_path' names a folder: it ends with '{os.sep}'.")
         if picture_file is None:
             picture_file = resolve_under(self._settings.input_roots, request.image_path, "image_path")
         with self._names.hold(place.folder / place.stem, call):

@@ -25,40 +25,41 @@ class Metrics:
     """The numbers of one service, in a registry of their own.
 
     Attributes:
+        registry: to which a door adds its own.
         http_requests: answers by ``route``, ``method``, ``status`` and ``code`` (``success`` or an error code).
     """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
         self.http_requests = Counter(
             "latent_encoder_http_requests",
             "HTTP requests that were answered; code is success or an error code.",
             ["route", "method", "status", "code"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._encodes = Counter(
             "latent_encoder_encodes",
             "Pictures that were encoded, or failed to be, by code: success or an error code.",
             ["code"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._reused = Counter(
-            "latent_encoder_reused", "Requests that were answered from a file that was there.", registry=self._registry
+            "latent_encoder_reused", "Requests that were answered from a file that was there.", registry=self.registry
         )
         self._duration = self._histogram("latent_encoder_encode_seconds", "From a request's start to its answer.")
         self._queue = self._histogram("latent_encoder_queue_seconds", "From a request's arrival to its start.")
         self._bytes = Counter(
-            "latent_encoder_written_bytes", "The bytes of the latent files that were written.", registry=self._registry
+            "latent_encoder_written_bytes", "The bytes of the latent files that were written.", registry=self.registry
         )
 
     def _histogram(self, name: str, description: str) -> Histogram:
-        return Histogram(name, description, buckets=SECONDS, registry=self._registry)
+        return Histogram(name, description, buckets=SECONDS, registry=self.registry)
 
     def watch(self, name: str, description: str, label: str, values: Mapping[str, Callable[[], float]]) -> None:
         """Add a gauge whose values, by what their label says, are read when Prometheus asks."""
-        gauge = Gauge(name, description, [label], registry=self._registry)
+        gauge = Gauge(name, description, [label], registry=self.registry)
         for value, read in values.items():
             gauge.labels(value).set_function(read)
 
@@ -74,4 +75,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)

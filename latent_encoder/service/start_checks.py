@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.kafka_properties import load_confluent_kafka
 
 from .config import NAMES, Settings
 from .engines.comfyui.checkout import is_comfyui
@@ -22,7 +23,7 @@ def check_start(settings: Settings, mode: str, refused: set[str]) -> list[str]:
     """What stands in the way, each a sentence. Makes no folder and leaves nothing behind.
 
     Args:
-        mode: ``standalone`` or ``rest``.
+        mode: ``standalone``, ``rest`` or ``kafka``.
         refused: attributes that are known to be wrong, and are not looked at.
     """
     checks: dict[str, Callable[[Settings], Iterator[str]]] = {
@@ -33,6 +34,8 @@ def check_start(settings: Settings, mode: str, refused: set[str]) -> list[str]:
     }
     if mode == "rest":
         checks |= {"rest_host": _check_guard, "rest_port": _check_port}
+    if mode == "kafka":
+        checks |= {"rest_port": _check_port, "kafka_config_file": _check_kafka, "kafka_dlq_topic": _check_topics}
     return [
         f"{NAMES[attribute]} {problem}"
         for attribute, check in checks.items()
@@ -82,6 +85,27 @@ def _check_workflow(settings: Settings) -> Iterator[str]:
         read_workflow(settings.workflow, settings.map)
     except LatentEncoderError as error:
         yield f"cannot be used: {error.message} {error.hint}"
+
+
+def _check_kafka(settings: Settings) -> Iterator[str]:
+    from .kafka import client_config
+
+    try:
+        load_confluent_kafka()
+        properties = client_config.consumer(settings, "check")
+        if (
+            str(properties.get("security.protocol", "")).lower().startswith("sasl")
+            and "sasl.mechanism" not in properties
+        ):
+            yield f"or the environment must set {NAMES['kafka_sasl_mechanism']}: the brokers are to be logged in to."
+    except LatentEncoderError as error:
+        yield f"cannot be used: {error.message} {error.hint}"
+
+
+def _check_topics(settings: Settings) -> Iterator[str]:
+    names = (settings.kafka_request_topic, settings.kafka_response_topic, settings.kafka_dlq_topic)
+    if len(set(names)) < len(names):
+        yield f"and the topics of requests and answers must be three: {', '.join(names)}."
 
 
 def _check_guard(settings: Settings) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 from comfyui.prompts import by_hand, run
 from comfyui.servers import Server
 from safetensors.torch import load, load_file
-from service.jobs import SLOW, SMALL, assert_is_of, failure, files_in, job, picture, until
+from service.encode_jobs import SLOW, SMALL, assert_is_of, failure, files_in, job, picture, until
 from service.reverse_proxy import ReverseProxy
 
 from latent_encoder.errors import LatentEncoderError
@@ -147,6 +147,7 @@ def test_what_is_wrong_with_a_request_has_its_code(engine: ComfyUIEngine, comfyu
     missing = failure(engine, job(vae_name="nothing.safetensors"))
     assert missing.code == "VAE_MODEL_NOT_FOUND"
     assert "nothing.safetensors" in missing.message
+    assert "There are: " in missing.message and comfyui_server.host.demo_vae in missing.message
     broken = comfyui_server.folder / "models" / "vae" / "broken.safetensors"
     broken.write_bytes(b"no weights")
     try:
@@ -180,8 +181,12 @@ def test_without_any_vae_it_says_so_and_stays_ready(
             (models / f"no_{name}").rename(models / name)
         engine.close()
     assert error.code == "VAE_MODEL_NOT_FOUND"
-    assert error.message == f"ComfyUI has no VAE '{server.host.demo_vae}' in models/vae."
-    assert error.hint == "Put the file into ComfyUI's models/vae, or choose a VAE that is there."
+    there = {
+        f"ComfyUI has no VAE '{server.host.demo_vae}' in models/vae. There are{end}"
+        for end in (" none.", ": pixel_space.")
+    }
+    assert error.message in there
+    assert error.hint == "Put the file into the folder models/vae, or choose a VAE that is there."
 
 
 def test_its_vaes_are_those_of_the_server(engine: ComfyUIEngine, comfyui_server: Server) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from comfyui.servers import Server
-from service.jobs import assert_is_of, is_up, job, picture, until
+from service.encode_jobs import assert_is_of, is_up, job, picture, until
 from service.reverse_proxy import ReverseProxy
 
 from latent_encoder.errors import LatentEncoderError

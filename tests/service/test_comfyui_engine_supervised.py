@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from comfyui.hosts import Host
-from service.jobs import assert_is_of, failure, is_up, job, picture, until
+from service.encode_jobs import assert_is_of, failure, is_up, job, picture, until
 
 from latent_encoder.checksum import file_sha256
 from latent_encoder.errors import LatentEncoderError

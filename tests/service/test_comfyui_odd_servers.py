@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from comfyui.servers import Server
-from service.jobs import assert_is_of, failure, is_up, job, picture, until
+from service.encode_jobs import assert_is_of, failure, is_up, job, picture, until
 from service.reverse_proxy import ReverseProxy
 
 from latent_encoder.errors import LatentEncoderError
@@ -66,6 +66,7 @@ def test_a_server_that_answers_oddly_is_left_out_until_it_no_longer_does(
     with pytest.raises(LatentEncoderError, match="is not ComfyUI") as caught:
         engine.check()
     assert caught.value.code == "ENGINE_UNAVAILABLE"
+    assert not caught.value.retryable
     server.changes.clear()
     until(lambda: is_up(engine), 5)
     engine.close()
@@ -171,11 +172,12 @@ def test_an_answer_of_another_shape_is_named_so_and_its_prompt_cancelled(
     until(lambda: "POST /interrupt" in server.seen, 5)
 
 
-def test_a_caller_of_a_server_that_hangs_is_let_go_soon(engine: ComfyUIEngine, server: ReverseProxy) -> None:
+@pytest.mark.parametrize("at", ["POST /upload/image", "POST /prompt", "GET /history/", "GET /view"])
+def test_a_caller_of_a_server_that_hangs_is_let_go_soon(engine: ComfyUIEngine, server: ReverseProxy, at: str) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     def before(request: str) -> None:
-        if request.startswith("GET /history/"):
+        if request.startswith(at):
             asked.set()
             go_on.wait(15)
 

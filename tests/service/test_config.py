@@ -154,6 +154,34 @@ def test_an_unknown_name_of_ours_is_a_warning_with_the_nearest_known_one(
     assert SECRET not in text
 
 
+def test_in_our_own_file_a_name_that_is_nearly_one_of_ours_is_a_warning(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meant = {
+        "VAE_MODEL": "VAE_MODEL_NAME",
+        "REST_PROT": "REST_PORT",
+        "KAFKA_BOOTSTRAP": "KAFKA_BOOTSTRAP_SERVERS",
+        "ENGINE": "LATENT_ENCODER_ENGINE",
+        "queue_size": "LATENT_ENCODER_QUEUE_SIZE",
+    }
+    foreign = "UNRELATED POSTGRES_PASSWORD AWS_REGION TZ PATH COMPOSE_PROJECT_NAME DEBUG OTHER_PROGRAMS"
+    (here / ".env").write_text("".join(f"{name}=1\n" for name in (*meant, *foreign.split())))
+    monkeypatch.setenv("VAE_MODELS", "of another program")
+    wanted = [f"{name} (from .env) is no setting; did you mean {setting}?" for name, setting in sorted(meant.items())]
+    assert load({}).warnings == wanted
+
+
+def test_a_line_of_dotenv_that_says_nothing_is_a_warning_with_its_number(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ["# ours", "", "MEGAPIXELS 2", "REST_PORT: 9", "", "", f"'{SECRET}", "REST_HOST", "UPSCALE_METHOD=area"]
+    (here / ".env").write_text("\n".join(lines))
+    loaded = load({})
+    assert loaded.warnings == [f"Line {n} of .env cannot be read; write it as NAME=value." for n in (3, 4, 7, 8)]
+    assert loaded.settings.upscale_method == "area"
+    assert not caplog.records
+
+
 def test_a_dotenv_that_is_no_text_is_a_problem(here: Path) -> None:
     (here / ".env").write_bytes(b"MEGAPIXELS=\xff\xfe\n")
     assert "'.env'" in said(load({}).problems, ".env")
@@ -214,7 +242,6 @@ def test_wrong_use_exits_2_with_every_reason(here: Path, command_line: CommandLi
     ("words", "reason"),
     [
         ([], "--mode standalone or --mode rest"),
-        (["--mode", "kafka"], "Kafka is not there yet"),
         (["--mode", "fax"], "one of standalone, rest"),
         (["--mode"], "expected one argument"),
         (["--mode", "standalone"], "--image-path"),

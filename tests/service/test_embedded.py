@@ -17,8 +17,8 @@ import pytest
 import torch
 from comfyui.servers import demo_vae
 from safetensors.torch import load_file, save_file
-from service.jobs import job_of_bytes as job
-from service.jobs import samples
+from service.encode_jobs import job_of_bytes as job
+from service.encode_jobs import samples
 
 from latent_encoder import __version__
 from latent_encoder.checksum import file_sha256
@@ -210,6 +210,8 @@ def test_a_cancelled_call_ends_between_two_layers(engine: EmbeddedEngine, models
     assert code_of(engine, pictures.png(), DEMO, call=call) == "INTERRUPTED"
     assert seen[-1] < 0.5
     fresh = EmbeddedEngine(models)
+    assert code_of(fresh, pictures.png(), DEMO) == "ENGINE_UNAVAILABLE"  # before it is started
+    fresh.start()
     wanted = job(pictures.png(), DEMO)
     assert torch.equal(samples(engine.encode(wanted, Call())), samples(fresh.encode(wanted, Call())))
 
@@ -276,7 +278,7 @@ from latent_encoder.service.engines.embedded import EmbeddedEngine
 print(sorted({"torch", "diffusers", "transformers", "huggingface_hub"} & set(sys.modules)))
 
 import pictures
-from service.jobs import job_of_bytes as job
+from service.encode_jobs import job_of_bytes as job
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.base import Call
 engine = EmbeddedEngine(Path(sys.argv[1]))

@@ -15,8 +15,8 @@ import torch
 from comfyui.servers import demo_vae, extra_models
 from safetensors.torch import load_file
 from service import vae_files
-from service.jobs import job_of_bytes as job
-from service.jobs import samples
+from service.encode_jobs import job_of_bytes as job
+from service.encode_jobs import samples
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.base import Call
@@ -35,7 +35,9 @@ def models(tmp_path: Path) -> Path:
 
 
 def encode(models: Path, vae: str) -> torch.Tensor:
-    return samples(EmbeddedEngine(models).encode(job(pictures.png(), vae, megapixels=0.01), Call()))
+    engine = EmbeddedEngine(models)
+    engine.start()
+    return samples(engine.encode(job(pictures.png(), vae, megapixels=0.01), Call()))
 
 
 def refusal(models: Path, vae: str) -> LatentEncoderError:

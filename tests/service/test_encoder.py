@@ -243,6 +243,11 @@ def test_a_broken_picture_is_refused(encoder: Encoder, tmp_path: Path, name: str
     [
         ({"image_path": "{}/in/none.png"}, "IMAGE_NOT_FOUND"),
         ({"image_path": "{}/in"}, "IMAGE_INVALID"),
+        ({"image_path": "{}/in/"}, "IMAGE_NOT_FOUND"),
+        ({"image_path": "{}/in/a.png/"}, "IMAGE_NOT_FOUND"),
+        ({"image_path": "{}/in/" + "a" * 300}, "PATH_NOT_ALLOWED"),
+        ({"image_path": "{}/in/" + "a/" * 2500}, "IMAGE_NOT_FOUND"),
+        ({"image_path": "{}/in/" + "a/" * 2500 + "a.png"}, "PATH_NOT_ALLOWED"),
         ({"vae_model_name": "no_such_vae.safetensors"}, "VAE_MODEL_NOT_FOUND"),
         ({"vae_model_name": "../a.safetensors"}, "PATH_NOT_ALLOWED"),
         ({"resolution_steps": 256}, "SCALING_FAILED"),
@@ -258,8 +263,10 @@ def test_what_cannot_be_encoded(encoder: Encoder, tmp_path: Path, fields: dict[s
 def test_a_deadline_that_has_passed(encoder: Encoder, tmp_path: Path) -> None:
     passed = datetime.now(timezone.utc) - timedelta(seconds=1)
     response = encoder.encode_image_to_latent(request(tmp_path, deadline=passed))
-    assert (response.error_code, response.retryable) == ("TIMEOUT", True)
+    assert (response.error_code, response.retryable) == ("TIMEOUT", False)
     assert files_in(tmp_path / "out") == []
+    late = encoder.encode_image_to_latent(request(tmp_path), call=Call(timeout=0))
+    assert (late.error_code, late.retryable) == ("TIMEOUT", True)  # the next caller may have more time
     later = datetime.now(timezone(timedelta(hours=5))) + timedelta(seconds=60)
     done(encoder.encode_image_to_latent(request(tmp_path, deadline=later)))
 
@@ -306,7 +313,14 @@ def test_a_full_disk_and_one_that_is_gone(encoder: Encoder, tmp_path: Path) -> N
     done(encoder.encode_image_to_latent(request(tmp_path)))  # made again
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").write_text("a file")
-    assert encoder.encode_image_to_latent(request(tmp_path)).error_code == "OUTPUT_DIR_NOT_WRITABLE"
+    response = encoder.encode_image_to_latent(request(tmp_path))
+    assert (response.error_code, response.retryable) == ("OUTPUT_DIR_NOT_WRITABLE", False)
+
+
+def test_a_folder_in_the_place_of_the_file(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "out" / "r-1.safetensors").mkdir(parents=True)
+    response = encoder.encode_image_to_latent(request(tmp_path))
+    assert (response.error_code, response.retryable) == ("FILE_EXISTS", False)
 
 
 def named(encoder: Encoder, folder: Path, name: str = "sub/a.png", **fields: Any) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from comfyui.servers import Server, Servers, demo_vae
 from PIL import Image
 from safetensors.torch import load
 from service import vae_files
-from service.jobs import job_of_bytes as job
-from service.jobs import samples
+from service.encode_jobs import job_of_bytes as job
+from service.encode_jobs import samples
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.images import UPSCALE_METHODS

@@ -17,7 +17,7 @@ from latent_encoder.service.doors.rest.job_runner import JobRunner
 from latent_encoder.service.doors.rest.uploads import Uploads
 from latent_encoder.service.encoder import Encoder
 from latent_encoder.service.engines.embedded import EmbeddedEngine
-from latent_encoder.service.jobs import JobStore, Work
+from latent_encoder.service.job_store import JobStore, Work
 from latent_encoder.service.metrics import Metrics
 from latent_encoder.service.workers import ENCODE, JOBS, Workers
 

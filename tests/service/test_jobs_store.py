@@ -13,7 +13,7 @@ from unit.conftest import mount
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeRequest, EncodeResponse
-from latent_encoder.service.jobs import DATABASE_NAME, MOST_DEATHS, JobStore, contents_of
+from latent_encoder.service.job_store import DATABASE_NAME, MOST_DEATHS, JobStore, contents_of
 from latent_encoder.service.state_lock import StateDirInUse, hold_state_dir
 
 LOST = LatentEncoderError("ENCODING_FAILED", "given up")
@@ -157,7 +157,7 @@ def test_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
         kept = 0
         with pytest.raises(LatentEncoderError, match="DISK_FULL"):
             for kept in range(1000):
-                store.add(request(f"job-{kept}", correlation_id="x" * 5000), "x", None)
+                store.add(request(f"job-{kept}", image_path="x" * 5000), "x", None)
         assert kept > 2 and store.get("job-0").status == "queued"
         with pytest.raises(LatentEncoderError, match="JOB_NOT_FOUND"):
             store.get(f"job-{kept}")

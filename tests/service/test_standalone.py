@@ -74,13 +74,14 @@ def test_one_picture_gives_one_answer_on_stdout_and_nothing_else(here: Path, com
     assert len([line for line in done.said.splitlines() if "embedded engine" in line]) == 1, done.said
 
 
-def test_an_engine_that_cannot_be_had_is_an_answer_for_one_picture(command_line: CommandLine) -> None:
+def test_an_engine_that_cannot_be_had_is_an_answer_for_one_picture(here: Path, command_line: CommandLine) -> None:
+    lay(here, "test.png", "a.png", "b.png")
     dead = {"LATENT_ENCODER_ENGINE": "comfyui", "COMFYUI_URL": "http://127.0.0.1:1"}
-    done = command_line.run("--image_path", "test.jpg", **dead)
+    done = command_line.run("--image_path", "test.png", **dead)
     assert done.code == 1
     assert done.answers[0]["error_code"] == "ENGINE_UNAVAILABLE"
     assert done.answers[0]["request_id"]
-    many = command_line.run("--image_path", "a.jpg", "b.jpg", **dead)
+    many = command_line.run("--image_path", "a.png", "b.png", **dead)
     assert (many.code, many.answers) == (1, [])
     assert "ENGINE_UNAVAILABLE" in many.said
 
@@ -99,8 +100,13 @@ def test_wrong_use_of_a_run_exits_2_and_encodes_nothing(here: Path, command_line
         assert (done.code, done.answers) == (2, []), words
         assert reason in done.said
     assert not (here / "output").exists()
+    (here / "empty").mkdir()
+    empty = command_line.run("--image_path", "empty")
+    assert (empty.code, empty.answers) == (2, [])
+    assert "The folder 'empty' holds no picture (.png, " in empty.said
     nothing = command_line.run("--image_path", "-")
     assert (nothing.code, nothing.answers) == (0, [])
+    assert "There is no picture in what --image-path names." in nothing.said
 
 
 def test_a_folder_is_mirrored_reported_in_order_and_goes_on_where_it_stopped(
@@ -197,6 +203,10 @@ def test_a_second_signal_stops_at_once(here: Path, command_line: CommandLine) ->
     lay(here / "set", "b.png", "c.png")
     process = command_line.start("--image_path", "set", MEGAPIXELS="16")  # takes minutes
     before = first_answers(process, 1)
+    assert process.stderr
+    while b"has started" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.5)
     interrupt(process)
     time.sleep(0.5)
     assert process.poll() is None
@@ -215,6 +225,114 @@ def test_ctrl_c_before_anything_is_begun_stops_at_once(command_line: CommandLine
     done = finish(process)
     assert (done.code, done.answers) == (130, [])
     assert "Traceback" not in done.said
+
+
+DEAF = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(60)
+"""
+POLITE = """
+import http.server, json, signal, sys, time
+
+class Stats(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"system": {"argv": sys.argv}}).encode())
+
+try:
+    http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Stats).serve_forever()
+except KeyboardInterrupt:
+    print("asked to end", flush=True)
+    time.sleep(2)
+"""
+
+
+def comfyui(folder: Path, main: str) -> dict[str, str]:
+    """The settings of a ComfyUI that is this program, which has none of our nodes."""
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "comfy" / "cli_args.py").touch()
+    (folder / "main.py").write_text(main)
+    return {"LATENT_ENCODER_ENGINE": "comfyui", "COMFYUI_PATH": str(folder)}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def when_it_says(log: Path, words: str) -> None:
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and words in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_engine_starts_stops_at_once_and_quietly(
+    here: Path, command_line: CommandLine, number: signal.Signals
+) -> None:
+    lay(here, "a.png")
+    process = command_line.start("--image_path", "a.png", **comfyui(here / "fake", DEAF))
+    base = here / ".latent_encoder" / "comfyui-0"
+    when_it_says(base / "comfyui.log", "deaf")
+    pid = int((base / "comfyui.pid").read_text())
+    process.send_signal(number)
+    sent = time.monotonic()
+    done = finish(process)
+    assert time.monotonic() - sent < 4
+    assert (done.code, done.answers) == (130, [])
+    assert "Stopping." in done.said
+    assert "ERROR" not in done.said
+    assert "Traceback" not in done.said
+    assert not is_running(pid)
+
+
+def test_signals_while_the_engine_is_closed_leave_nothing_behind(here: Path, command_line: CommandLine) -> None:
+    lay(here, "a.png")
+    process = command_line.start("--image_path", "a.png", **comfyui(here / "fake", POLITE))
+    base = here / ".latent_encoder" / "comfyui-0"
+    when_it_says(base / "comfyui.log", "asked to end")  # the engine could not be had
+    pid = int((base / "comfyui.pid").read_text())
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    done = finish(process)
+    assert done.code == 1
+    assert done.answers[0]["error_code"] == "NODES_MISSING"
+    assert not is_running(pid)
+
+
+def test_what_files_answer_waits_for_no_engine(here: Path, command_line: CommandLine) -> None:
+    lay(here / "set", "a.png", "b.png", "c.png")
+    assert command_line.run("--image_path", "set").code == 0
+    assert command_line.run("--image_path", "set/a.png", "--request-id", "one").code == 0
+    other = comfyui(here / "fake", DEAF)  # would be waited for
+    many = command_line.run("--image_path", "set", **other)
+    assert (many.code, [answer["metadata"]["reused"] for answer in many.answers]) == (0, [True] * 3), many.said
+    one = command_line.run("--image_path", "set/a.png", "--request-id", "one", **other)
+    assert (one.code, one.answers[0]["metadata"]["reused"]) == (0, True), one.said
+    conflict = command_line.run("--image_path", "set/b.png", "--request-id", "one", **other)
+    assert conflict.answers[0]["error_code"] == "REQUEST_ID_CONFLICT"
+    assert not (here / ".latent_encoder").exists()
+    lay(here / "set", "b.png", seed=9)
+    again = command_line.run("--image_path", "set")
+    assert [answer["metadata"]["reused"] for answer in again.answers] == [True, False, True]
+
+
+def test_a_run_of_many_ends_where_the_engine_it_needs_cannot_be_had(here: Path, command_line: CommandLine) -> None:
+    lay(here / "set", "a.png", "b.png", "c.png")
+    assert command_line.run("--image_path", "set").code == 0
+    lay(here / "set", "b.png", seed=9)
+    dead = {"LATENT_ENCODER_ENGINE": "comfyui", "COMFYUI_URL": "http://127.0.0.1:1"}
+    done = command_line.run("--image_path", "set", **dead)
+    assert (done.code, done.names) == (1, ["a.png"])
+    assert "ENGINE_UNAVAILABLE" in done.said
 
 
 def test_a_run_whose_answers_nobody_reads_stops(command_line: CommandLine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -75,6 +76,7 @@ def test_names_come_from_stdin_one_a_line_or_each_ended_by_a_null(here: Path, en
     text = f"a.png{ending}sub/größe 猫.png{ending}{ending}*.png"
     assert list(found("-", stdin=text.encode())) == ["a.png", "sub/größe 猫.png", "*.png"]
     assert found("-") == {}
+    assert list(found("-", stdin=b"\xef\xbb\xbf" + text.encode())) == ["a.png", "sub/größe 猫.png", "*.png"]
 
 
 def test_one_picture_alone_is_no_run_of_many(here: Path) -> None:
@@ -82,13 +84,30 @@ def test_one_picture_alone_is_no_run_of_many(here: Path) -> None:
     assert [is_one_picture(names) for names in named] == [True, True, False, False, False, False]
 
 
-def test_two_pictures_that_would_share_a_file_are_refused_and_one_named_twice_is_one(here: Path) -> None:
+def test_two_pictures_that_would_share_a_file_are_refused_and_one_named_twice_is_one(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     other = str(here.parent / "other")
     with pytest.raises(LatentEncoderError, match="would share a latent file") as refused:
         found(".", other)
     assert "'./a.png'" in refused.value.message
     assert f"{other}/a.png" in refused.value.message
-    assert list(found("a.png", "./a.png", "*.png", stdin=b"a.png")) == ["a.png"]
+    assert not caplog.records
+    assert list(found("a.png", "./a.png", "-", stdin=b"a.png\nsub/c.webp")) == ["a.png", "sub/c.webp"]
+    assert [record.message for record in caplog.records] == [
+        "Named more than once, encoded once: './a.png', and 1 more."
+    ]
+
+
+def test_a_folder_without_a_picture_is_refused(here: Path) -> None:
+    (here / "empty" / "sub").mkdir(parents=True)
+    (here / "empty" / "notes.txt").touch()
+    with pytest.raises(LatentEncoderError, match="The folder 'empty' holds no picture"):
+        found("a.png", "empty")
+
+
+def test_a_picture_named_as_a_folder_keeps_its_slash(here: Path) -> None:
+    assert list(found("a.png/", "b.JPG")) == ["a.png/", "b.JPG"]  # its answer is IMAGE_NOT_FOUND
 
 
 def test_a_folder_that_cannot_be_read_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +215,16 @@ def test_elsewhere_than_on_a_terminal_progress_is_a_line_now_and_then(caplog: py
     assert progress.summary().startswith("40 pictures: 26 encoded, 3 already there, 1 failed, 10 not begun, in 0.")
 
 
+def read_to_end(terminal: int) -> str:
+    """What was written to the other end, which is closed; one read gives no more than the system has handed on."""
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux' word for the end
+        while data := os.read(terminal, 4096):
+            shown += data
+    os.close(terminal)
+    return shown.decode()
+
+
 def test_on_a_terminal_progress_is_a_bar_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform == "win32":
         pytest.skip("Windows has no pseudo-terminals of this kind")
@@ -212,8 +241,7 @@ def test_on_a_terminal_progress_is_a_bar_with_rate_and_time_left(monkeypatch: py
                 time.sleep(0.15)
                 with progress.aside(stream):
                     print(f"answer {number}", file=stream)
-    shown = os.read(main_end, 100_000).decode()
-    os.close(main_end)
+    shown = read_to_end(main_end)
     assert "| 4/4 [" in shown
     assert "img/s" in shown
     assert "<00:00" in shown

@@ -11,7 +11,7 @@ from comfyui.prompts import node, save
 from comfyui.servers import Server
 from comfyui.small_vae import NAME as SMALL_VAE
 from safetensors.torch import load
-from service.jobs import SMALL, assert_is_of, failure, job, picture
+from service.encode_jobs import SMALL, assert_is_of, failure, job, picture
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.config import Settings

@@ -58,6 +58,21 @@ def test_what_may_succeed_later() -> None:
         assert CATALOGUE[code].retryable
 
 
+def test_an_error_may_know_better_than_its_code_whether_to_try_again() -> None:
+    assert LatentEncoderError("TIMEOUT", "x").retryable
+    never = LatentEncoderError("TIMEOUT", "x", retryable=False)
+    assert not never.retryable
+    assert not pickle.loads(pickle.dumps(never)).retryable  # noqa: S301
+    assert not from_os_error(NotADirectoryError(errno.ENOTDIR, "x"), Path("latents")).retryable
+    assert from_os_error(OSError(errno.EACCES, "x"), Path("latents")).retryable
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_usual_hint_speaks_of_nothing_that_only_one_door_has(code: str) -> None:
+    for word in ("upload", "if_exists", "ComfyUI's models", "input folder"):
+        assert word not in CATALOGUE[code].hint
+
+
 @pytest.mark.parametrize("again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])  # noqa: S301
 def test_pickling(again: object) -> None:
     error = LatentEncoderError("DISK_FULL", "No space.", "Free some.")

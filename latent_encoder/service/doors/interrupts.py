@@ -11,6 +11,7 @@ from types import FrameType
 
 from latent_encoder.service.engines.base import Call
 
+NOTICE_AT_ONCE = b"\nStopping.\n"
 NOTICE = b"\nStopping once the pictures in hand are done; Ctrl-C again stops at once.\n"
 
 
@@ -23,7 +24,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self._in_hand = False
+        self._in_hand = self._ignored = False
         self._calls: set[Call] = set()
 
     @contextmanager
@@ -52,6 +53,12 @@ class Interrupts:
             self._in_hand = False
 
     @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """In this block, and after it, signals do nothing: it gives back what must not be left behind."""
+        self._ignored = True
+        yield
+
+    @contextmanager
     def call(self) -> Iterator[Call]:
         """A call that ``cancel_calls`` reaches."""
         call = Call()
@@ -67,7 +74,10 @@ class Interrupts:
             call.cancel()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._ignored:
+            return
         if self.stopping.is_set() or not self._in_hand:
+            os.write(2, NOTICE_AT_ONCE)
             raise KeyboardInterrupt
         self.stopping.set()
         os.write(2, NOTICE)  # a stream may be in the middle of a write just now

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,9 @@ from latent_encoder.images import SUFFIXES
 
 STDIN = "-"
 SHOWN_CLASHES = 5
+
+
+logger = logging.getLogger(__name__)
 
 
 class NamedPicture(NamedTuple):
@@ -28,32 +33,43 @@ def is_one_picture(named: Sequence[str]) -> bool:
 
 
 def find_pictures(named: Sequence[str], stdin: BinaryIO) -> list[NamedPicture]:
-    """Every picture that the command line means, in its order; the files of a folder are sorted. None stands twice.
+    """Every picture that the command line means, in its order; the files of a folder are sorted. One that is named
+    twice stands once, and a line of the log says so.
 
     Args:
         named: pictures, folders, globs, and ``-`` for the names on ``stdin``, one a line or each ended by a null byte.
 
     Raises:
         LatentEncoderError: INVALID_REQUEST where two pictures would share a latent file, a glob fits nothing or a
-            folder cannot be read.
+            folder holds no picture or cannot be read.
     """
     found: dict[str, NamedPicture] = {}
-    clashes = []
-    for picture in _expand(named, stdin):
+    clashes, again = [], []
+    for picture in expand(named, stdin):
         first = found.setdefault(_key(picture.name), picture)
-        if first is not picture and os.path.abspath(first.file) != os.path.abspath(picture.file):
+        if first is picture:
+            continue
+        if os.path.abspath(first.file) != os.path.abspath(picture.file):
             clashes.append(f"'{first.file}' and '{picture.file}'")
+        else:
+            again.append(picture.file)
     if clashes:
-        more = f", and {len(clashes) - SHOWN_CLASHES:,} more" if len(clashes) > SHOWN_CLASHES else ""
+        more = _and_more(len(clashes) - SHOWN_CLASHES)
         raise LatentEncoderError(
             "INVALID_REQUEST",
             f"Two pictures would share a latent file: {', '.join(clashes[:SHOWN_CLASHES])}{more}.",
             "Name the folder that holds them both, or encode them in runs with an OUTPUT_DIR of their own.",
         )
+    if again:
+        logger.warning("Named more than once, encoded once: '%s'%s.", again[0], _and_more(len(again) - 1))
     return list(found.values())
 
 
-def _expand(named: Sequence[str], stdin: BinaryIO) -> Iterator[NamedPicture]:
+def _and_more(count: int) -> str:
+    return f", and {count:,} more" if count > 0 else ""
+
+
+def expand(named: Sequence[str], stdin: BinaryIO) -> Iterator[NamedPicture]:
     here = os.path.join(os.getcwd(), "")
     for name in named:
         if name == STDIN:
@@ -70,18 +86,23 @@ def _relative_to(here: str, file: str) -> NamedPicture:
     """Named by its path from the working directory, or by its base name outside of it."""
     path = os.path.abspath(file)
     name = path[len(here) :] if path.startswith(here) else os.path.basename(path)
-    return NamedPicture(file, name.replace(os.sep, "/"))
+    end = "/" if file.endswith(("/", os.sep)) else ""  # no picture's name, as its answer says
+    return NamedPicture(file, name.replace(os.sep, "/") + end)
 
 
 def _walk(folder: str) -> Iterator[NamedPicture]:
     """The pictures under a folder, by their suffix; hidden ones are left out, links to folders not followed."""
-    root = os.path.join(folder, "")
+    root, count = os.path.join(folder, ""), 0
     for place, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                 file = os.path.join(place, name)
+                count += 1
                 yield NamedPicture(file, file[len(root) :].replace(os.sep, "/"))
+    if not count:
+        suffixes = ", ".join(SUFFIXES)
+        raise LatentEncoderError("INVALID_REQUEST", f"The folder '{folder}' holds no picture ({suffixes}).", "")
 
 
 def _refuse(error: OSError) -> None:
@@ -100,7 +121,7 @@ def _fitting(pattern: str) -> list[str]:
 
 
 def _names_on(stdin: BinaryIO) -> Iterator[str]:
-    text = stdin.read()
+    text = stdin.read().removeprefix(codecs.BOM_UTF8)
     lines = text.split(b"\0") if b"\0" in text else text.splitlines()
     return (os.fsdecode(line) for line in lines if line.strip())
 

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 from uuid import uuid4
@@ -27,6 +27,7 @@ from .pictures import NamedPicture, find_pictures, is_one_picture
 from .progress import Progress, show_progress
 
 DONE, FAILED, WRONG_USE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+NOT_STARTED = "ENGINE_UNAVAILABLE"  # what an engine answers before its start
 AHEAD = 4  # pictures for each slot that may be begun, or done, while an earlier one's answer is awaited
 POLL_SECONDS = 0.5  # Windows does not wake a thread that waits for ever when Ctrl-C comes
 
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Fields = Mapping[str, Any]
 Work = Callable[[NamedPicture, Call], EncodeResponse]
+Answer = tuple[NamedPicture, EncodeResponse]
 
 
 def run(settings: Settings, named: Sequence[str], *, request: Fields, report: Path | None) -> int:
@@ -68,7 +70,7 @@ def run(settings: Settings, named: Sequence[str], *, request: Fields, report: Pa
         if not pictures:
             return DONE
         try:
-            with _running_engine(settings) as engine:
+            with _engine(settings, interrupts) as engine:
                 work = _make_work(Encoder(engine, settings), settings, request, one)
                 return _encode(work, pictures, engine, outputs, interrupts, quiet=one)
         except LatentEncoderError as error:
@@ -129,13 +131,14 @@ def _open_report(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _running_engine(settings: Settings) -> Iterator[Engine]:
+def _engine(settings: Settings, interrupts: Interrupts) -> Iterator[Engine]:
+    """The engine, not yet started; closed at the end."""
     engine = make_engine(settings)
     try:
-        engine.start()
         yield engine
     finally:
-        engine.close()
+        with interrupts.ignored():
+            engine.close()
 
 
 def _make_work(encoder: Encoder, settings: Settings, request: Fields, one: bool) -> Work:
@@ -166,28 +169,58 @@ def _encode(
     quiet: bool,
 ) -> int:
     lost = False
-    try:
-        with interrupts.work_in_hand(), show_progress(len(pictures), quiet=quiet) as progress:
-            for picture, response in in_order(work, pictures, engine.slots, interrupts):
+    with show_progress(len(pictures), quiet=quiet) as progress:
+        try:
+            for picture, response in answers(work, pictures, engine, interrupts):
                 progress.add(response)
                 _log_failure(picture, response)
                 with progress.aside(outputs[0]):
                     lost = lost or not _write(response, outputs, interrupts)
-    except KeyboardInterrupt:
-        interrupts.cancel_calls()
-        engine.close()
-        os._exit(INTERRUPTED)  # threads that are in the middle of an encode would be waited for
+        except KeyboardInterrupt:
+            with interrupts.ignored():
+                interrupts.cancel_calls()
+                engine.close()
+                logger.warning("Interrupted." if quiet else f"Interrupted: {progress.summary()}")
+                os._exit(INTERRUPTED)  # threads that are in the middle of an encode would be waited for
     if not quiet:
         logger.info(progress.summary())
     return FAILED if lost else exit_code(progress, interrupts)
 
 
+def answers(work: Work, pictures: Sequence[NamedPicture], engine: Engine, interrupts: Interrupts) -> Iterator[Answer]:
+    """The answers in the order of the pictures. The engine is started for the first one that no file answers.
+
+    Raises:
+        LatentEncoderError: the engine cannot be started.
+        KeyboardInterrupt: a signal while it starts.
+    """
+    known = 0
+    with (
+        interrupts.work_in_hand(),
+        closing(in_order(work, pictures, engine.slots, interrupts, to_the_end=True)) as found,
+    ):
+        for picture, response in found:
+            if response.error_code == NOT_STARTED:
+                break
+            known += 1
+            yield picture, response
+    if known < len(pictures) and not interrupts.stopping.is_set():
+        logger.info("Starting the engine '%s'", engine.name)
+        engine.start()
+        logger.info("The engine '%s' has started", engine.name)
+        with interrupts.work_in_hand():
+            yield from in_order(work, pictures[known:], engine.slots, interrupts)
+
+
 def in_order(
-    work: Work, pictures: Sequence[NamedPicture], slots: int, interrupts: Interrupts
-) -> Iterator[tuple[NamedPicture, EncodeResponse]]:
+    work: Work, pictures: Sequence[NamedPicture], slots: int, interrupts: Interrupts, *, to_the_end: bool = False
+) -> Generator[Answer, None, None]:
     """Work on ``slots`` pictures at once and yield the answers in the order of the pictures.
 
     Begins nothing more once ``interrupts.stopping`` is set, and holds only a few pictures at any time.
+
+    Args:
+        to_the_end: whether what was begun has ended when this ends.
     """
 
     def begin(picture: NamedPicture) -> EncodeResponse | None:
@@ -213,7 +246,7 @@ def in_order(
             if response is not None:
                 yield picture, response
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=to_the_end, cancel_futures=True)
 
 
 def _result(future: Future[EncodeResponse | None]) -> EncodeResponse | None:

@@ -67,6 +67,7 @@ class Call:
     def __init__(self, timeout: float | None = None, on_progress: Callable[[float], None] | None = None) -> None:
         self._deadline: float | None = None
         self._timeout = 0.0
+        self._for_good = False
         if timeout is not None:
             self.limit(timeout)
         self._cancelled = threading.Event()
@@ -80,11 +81,15 @@ class Call:
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
-    def limit(self, seconds: float) -> None:
-        """Let the deadline be no later than so many seconds from now."""
+    def limit(self, seconds: float, *, for_good: bool = False) -> None:
+        """Let the deadline be no later than so many seconds from now.
+
+        Args:
+            for_good: a moment of the caller's own: after it the same request is never in time again.
+        """
         deadline = time.monotonic() + seconds
         if self._deadline is None or deadline < self._deadline:
-            self._deadline, self._timeout = deadline, seconds
+            self._deadline, self._timeout, self._for_good = deadline, seconds, for_good
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, not below 0; None where there is none."""
@@ -106,7 +111,13 @@ class Call:
             reason = (
                 "The deadline had passed." if self._timeout <= 0 else f"It was not done within {self._timeout:g} s."
             )
-            raise LatentEncoderError("TIMEOUT", reason)
+            raise self.too_late(reason)
+
+    def too_late(self, reason: str) -> LatentEncoderError:
+        """TIMEOUT for a call past its deadline."""
+        if self._for_good:
+            return LatentEncoderError("TIMEOUT", reason, "Send it with a later deadline, or none.", retryable=False)
+        return LatentEncoderError("TIMEOUT", reason)
 
 
 class Engine(Protocol):

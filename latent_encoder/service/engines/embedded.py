@@ -56,7 +56,7 @@ class EmbeddedEngine:
         self._loaded: dict[str, _Loaded] = {}  # the least recently used first
         self._loading = threading.Lock()
         self._encoding = threading.Lock()
-        self._closed = False
+        self._away: str | None = "The engine is not started."
 
     def start(self) -> None:
         """Import torch and diffusers, which takes seconds, so that no request waits for it."""
@@ -69,18 +69,18 @@ class EmbeddedEngine:
                 f"The engine 'embedded' needs diffusers and torch ({error}).",
                 "Install them with: pip install 'latent-encoder[embedded]'",
             ) from error
-        self._closed = False
+        self._away = None
 
     def close(self) -> None:
         """Let go of the VAEs. A call that runs ends before its next layer."""
-        self._closed = True
+        self._away = "The engine is closed."
         with self._loading:
             self._loaded.clear()
 
     def check(self) -> None:
-        """Return at once unless the engine is closed: then ENGINE_UNAVAILABLE is raised."""
-        if self._closed:
-            raise LatentEncoderError("ENGINE_UNAVAILABLE", "The engine is closed.", "Start the service again.")
+        """Return at once while the engine is started and not closed; else ENGINE_UNAVAILABLE is raised."""
+        if self._away:
+            raise LatentEncoderError("ENGINE_UNAVAILABLE", self._away, "Start the service again.")
 
     def version(self) -> str:
         """diffusers' version."""

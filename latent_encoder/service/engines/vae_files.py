@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -78,13 +79,17 @@ def find_vae(models: Path, name: str) -> VaeFiles:
         return VaeFiles(name, (path,))
     if _is_tiny_of_comfyui(models, name):
         raise LatentEncoderError("VAE_MODEL_INVALID", f"'embedded' cannot encode with '{name}'.", ASK_COMFYUI)
-    names = list_vaes(models)
-    more = f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     raise LatentEncoderError(
         "VAE_MODEL_NOT_FOUND",
-        f"There is no VAE '{name}'. There are: {', '.join(names[:MAX_NAMES])}{more}.",
+        f"There is no VAE '{name}'. {listed(list_vaes(models))}",
         "Put the file into the folder 'vae' of MODEL_DIR, or choose a VAE that is there.",
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """A sentence with the first of these names of VAEs."""
+    more = f", and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"There are: {', '.join(names[:MAX_NAMES])}{more}." if names else "There are none."
 
 
 def read_weights(path: Path) -> Weights:

@@ -30,6 +30,7 @@ class HeldEngine(EmbeddedEngine):
             time.sleep(0.01)
         if Path("broken").exists():
             raise LatentEncoderError("ENGINE_UNAVAILABLE", "The test has broken the engine.")
+        self._away = None
 
     def check(self) -> None:
         super().check()

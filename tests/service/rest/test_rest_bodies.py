@@ -48,6 +48,8 @@ END = f"--{BOUNDARY}--\r\n".encode()
         b'{"image_path": "pictures/a.png", "megapixels": ' + b"9" * 5000 + b"}",
         b'{"a":' * 9000 + b"1" + b"}" * 9000,
         b"[" * 60_000,
+        b'{"image_path": "pictures/a.png", "image_path": "pictures/b.png"}',
+        b'{"image_path": "pictures/a.png", "request_id": "one", "request_id": "two"}',
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/encode", "/v1/jobs"])
@@ -80,6 +82,15 @@ def test_every_wrong_field_is_named_at_once(rest: RestService, fields: dict, nam
 def test_failure_says_which_request_it_was(rest: RestService) -> None:
     body = rest.encode(request_id="known", correlation_id="order 7", megapixels=99).json()
     assert (body["request_id"], body["correlation_id"]) == ("known", "order 7")
+
+
+@pytest.mark.parametrize("wrong", ["c" * 257, "two\nlines", "\u0085", 7])
+def test_a_correlation_id_that_is_none_is_named_and_not_handed_back(rest: RestService, wrong: object) -> None:
+    response = rest.encode(request_id="known", correlation_id=wrong)
+    assert error_of(response) == (400, "INVALID_REQUEST")
+    body = response.json()
+    assert (body["request_id"], body["correlation_id"]) == ("known", None)
+    assert "'correlation_id'" in body["error_message"] and len(body["error_message"]) < 400
 
 
 def test_json_beyond_the_limit_is_not_read(rest: RestService) -> None:

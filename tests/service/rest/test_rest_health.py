@@ -74,12 +74,12 @@ def test_metrics_count_what_was_done(rest: RestService) -> None:
 
 
 def test_logs_carry_both_ids(rest: RestService) -> None:
-    rest.encode(request_id="logged", correlation_id="order\n7")
+    rest.encode(request_id="logged", correlation_id="order {7}")
     rest.submit(request_id="logged-job", correlation_id="order 8")
     rest.ended("logged-job")
     wait_for(lambda: any(line.get("request_id") == "logged" for line in rest.log()))
     (line,) = (line for line in rest.log() if line.get("request_id") == "logged")
-    assert line["correlation_id"] == "order\n7" and line["code"] == "success" and line["status"] == 200
+    assert line["correlation_id"] == "order {7}" and line["code"] == "success" and line["status"] == 200
     messages = [line["message"] for line in rest.log() if line.get("request_id") == "logged-job"]
     assert messages[0] == "POST /v1/jobs" and "Job done" in messages
 

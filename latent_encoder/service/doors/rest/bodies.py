@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
-from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeRequest
-from latent_encoder.provenance import REQUEST_ID
-from latent_encoder.service.requests import parse_request
+from latent_encoder.service.requests import known_ids, parse_request, read_json_object
 
 from .failures import with_status
 from .uploads import MAX_FIELD_BYTES, Upload
@@ -68,7 +66,8 @@ async def read_encode_request(http: Request, service: Service, idempotency_key: 
             "Send the fields as application/json, or a picture as multipart/form-data.",
         )
     try:
-        _remember_ids(http, fields)
+        for name, value in known_ids(fields).items():
+            setattr(http.state, name, value)
         _take_key(fields, idempotency_key)
         if upload:
             if "image_path" in fields:
@@ -117,13 +116,7 @@ async def _read_json(http: Request) -> dict[str, Any]:
         "Send a picture as multipart/form-data, not inside JSON.",
     )
     body = b"".join([chunk async for chunk in paced(http, MAX_JSON_BYTES, too_large)])
-    try:
-        fields = from_json(body, allow_inf_nan=False)
-    except ValueError as error:  # nested too deeply, too; the parser counts
-        raise LatentEncoderError("INVALID_REQUEST", f"The body is not JSON ({error}).") from error
-    if not isinstance(fields, dict):
-        raise LatentEncoderError("INVALID_REQUEST", "The body is not a JSON object.", "Send an EncodeRequest.")
-    return fields
+    return read_json_object(body)
 
 
 def _fields_of_form(form: dict[str, str]) -> dict[str, Any]:
@@ -133,15 +126,6 @@ def _fields_of_form(form: dict[str, str]) -> dict[str, Any]:
         if str(fields.get(name, "")).isdecimal():
             fields[name] = int(fields[name])
     return fields
-
-
-def _remember_ids(http: Request, fields: dict[str, Any]) -> None:
-    """Let the answer to a request that is wrong elsewhere say which one it was."""
-    request_id, correlation_id = fields.get("request_id"), fields.get("correlation_id")
-    if isinstance(request_id, str) and REQUEST_ID.fullmatch(request_id):
-        http.state.request_id = request_id
-    if isinstance(correlation_id, str):
-        http.state.correlation_id = correlation_id
 
 
 def _take_key(fields: dict[str, Any], idempotency_key: str | None) -> None:

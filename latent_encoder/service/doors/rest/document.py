@@ -16,7 +16,7 @@ from starlette.routing import compile_path as _compile_path
 from latent_encoder import __version__
 from latent_encoder.errors import CATALOGUE, LatentEncoderError
 from latent_encoder.models import EncodeRequest, EncodeResponse
-from latent_encoder.service.jobs import Job
+from latent_encoder.service.job_store import Job
 from latent_encoder.service.metrics import CONTENT_TYPE
 from latent_encoder.service.requests import error_response
 

@@ -13,7 +13,7 @@ from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeRequest, EncodeResponse
 from latent_encoder.service.encoder import Encoder
 from latent_encoder.service.engines.base import Call
-from latent_encoder.service.jobs import MOST_DEATHS, Job, JobStore, Work, contents_of
+from latent_encoder.service.job_store import MOST_DEATHS, Job, JobStore, Work, contents_of
 from latent_encoder.service.metrics import Metrics
 from latent_encoder.service.workers import JOBS, Task, Workers
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines import make_engine
+from latent_encoder.service.listener import BACKLOG, CannotListen, listen, url_of
+from latent_encoder.service.readiness import STOPPING, unavailable
+from latent_encoder.service.signals import Signals, handled_signals
 from latent_encoder.service.state_lock import StateDirInUse, hold_state_dir
 from latent_encoder.service.workers import ENCODE
 
 from .app import create_app
 from .protocol import Protocol
-from .service import STOPPING, Service, unavailable
+from .service import Service
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
@@ -34,7 +34,6 @@ DRAIN_SECONDS = 20.0
 """How long requests that wait are still encoded after SIGTERM; those that run are always finished."""
 
 CLOSE_SECONDS = 5
-BACKLOG = 4096
 MAX_CONNECTIONS = 16_384
 MOST_FILES = 65_536
 KEEP_ALIVE_SECONDS = 30
@@ -51,34 +50,19 @@ def serve(settings: Settings) -> int:
     code (see ``run``)."""
     _allow_many_files()
     try:
-        with hold_state_dir(settings.state_dir), _listen(settings) as listener:
+        with hold_state_dir(settings.state_dir), listen(settings) as listener:
             engine = make_engine(settings)
             try:
                 service = Service(engine, settings)
             except (OSError, sqlite3.Error, LatentEncoderError) as error:
                 raise CannotStart(f"What lies in '{settings.state_dir}' cannot be used: {error}.") from error
             return _serve(service, listener)
-    except (CannotStart, StateDirInUse, LatentEncoderError) as error:
+    except (CannotStart, CannotListen, StateDirInUse, LatentEncoderError) as error:
         logger.error("%s", error)
         return WRONG_USE
     except OSError as error:
         logger.error("STATE_DIR '%s' cannot be used: %s", settings.state_dir, error.strerror or error)
         return WRONG_USE
-
-
-@contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
-    """A socket on the address of the settings."""
-    host = settings.rest_host.strip("[]")
-    try:
-        found = socket.getaddrinfo(host, settings.rest_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, address = found[0][0], found[0][4]
-        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CannotStart(f"{settings.rest_host}:{settings.rest_port} cannot be listened on: {reason}.") from error
-    with listener:
-        yield listener
 
 
 def _serve(service: Service, listener: socket.socket) -> int:
@@ -101,14 +85,14 @@ def _serve(service: Service, listener: socket.socket) -> int:
     server = uvicorn.Server(config)
     # Not in the main thread: there uvicorn would take the signals, and close the door before the work is done.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http")
-    with _signals() as signals:
+    with handled_signals() as signals:
         thread.start()
-        host, port = listener.getsockname()[:2]
-        logger.info("Listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        logger.info("Listening on %s", url_of(listener))
         try:
             if _start_engine(service, signals):
                 service.start()
-                signals.wait(thread)
+                while thread.is_alive() and not signals.came.wait(1.0):
+                    pass
                 _drain(service, signals)
         finally:
             service.refuse()
@@ -125,38 +109,7 @@ def _serve(service: Service, listener: socket.socket) -> int:
     return code
 
 
-class _Signals:
-    """SIGTERM, SIGINT and a terminal that is closed (SIGHUP), counted."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._came = threading.Event()
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        self._came.set()
-
-    def wait(self, thread: threading.Thread) -> None:
-        """Wait for the first one, or for the end of ``thread``."""
-        while thread.is_alive() and not self._came.wait(1.0):
-            pass
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    signals = _Signals()
-    wanted = [signal.SIGTERM, signal.SIGINT]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under nohup
-        wanted.append(signal.SIGHUP)
-    before = {number: signal.signal(number, signals.handle) for number in wanted}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _start_engine(service: Service, signals: _Signals) -> bool:
+def _start_engine(service: Service, signals: Signals) -> bool:
     """Start the engine; False where it cannot be, or a signal came first.
 
     A ComfyUI server that COMFYUI_URL names may come later than we do: the engine tries it again, and ``/health/ready``
@@ -171,6 +124,8 @@ def _start_engine(service: Service, signals: _Signals) -> bool:
             started.append(True)
             logger.info("The engine '%s' has started", engine.name)
         except LatentEncoderError as error:
+            if signals.count:
+                return  # what was asked for
             if service.settings.comfyui_url and engine.name == "comfyui":
                 started.append(True)
                 logger.warning("No ComfyUI server is there yet: %s", error.message)
@@ -186,7 +141,7 @@ def _start_engine(service: Service, signals: _Signals) -> bool:
     return bool(started)
 
 
-def _drain(service: Service, signals: _Signals) -> None:
+def _drain(service: Service, signals: Signals) -> None:
     """Finish what runs, encode or answer what waits, and leave the jobs for the next start; a second signal hurries."""
     logger.info("Stopping: %d run, %d wait", service.workers.running, service.workers.waiting(ENCODE))
     service.refuse()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from functools import partial
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.encoder import Encoder
 from latent_encoder.service.engines.base import Engine
-from latent_encoder.service.jobs import JobStore
+from latent_encoder.service.job_store import JobStore
 from latent_encoder.service.metrics import Metrics
+from latent_encoder.service.readiness import STOPPING, Readiness
 from latent_encoder.service.workers import ENCODE, JOBS, Workers
 
 from .job_runner import JobRunner
@@ -25,12 +25,8 @@ if TYPE_CHECKING:
 
 UPLOADS_NAME = "uploads"
 CHECK_SECONDS = 1.0
-STALE_SECONDS = 15.0
 CLEAN_EVERY_SECONDS = 60.0
-STOPPING = "The service is being stopped."
 SECONDS_PER_HOUR = 3600
-
-logger = logging.getLogger(__name__)
 
 
 class Service:
@@ -116,51 +112,3 @@ class Service:
         self.metrics.watch("latent_encoder_engine_ready", "1 while the engine can take work.", "engine", states)
         running = {self.engine.name: lambda: float(self.workers.running)}
         self.metrics.watch("latent_encoder_running", "How many requests are being encoded.", "engine", running)
-
-
-class Readiness:
-    """Whether the engine can take work, as it was when it was last asked."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._error: LatentEncoderError | None = unavailable("The engine is starting.")
-        self._asked_at = time.monotonic()
-        self._answered = True
-        self._stopping = False
-        self._guard = threading.Lock()
-
-    def update(self) -> bool:
-        """Ask the engine; True where it can."""
-        with self._guard:
-            return self._update()
-
-    def error(self) -> LatentEncoderError | None:
-        """Why it can take no work; None where it can."""
-        if self._stopping:
-            return unavailable(STOPPING)
-        if not self._answered and time.monotonic() - self._asked_at > STALE_SECONDS:
-            return unavailable("The engine does not answer.")
-        return self._error
-
-    def stop(self) -> None:
-        """It takes no work any more."""
-        self._stopping = True
-
-    def _update(self) -> bool:
-        self._asked_at, self._answered = time.monotonic(), False
-        before, error = self._error, None
-        try:
-            self._engine.check()
-        except LatentEncoderError as reason:
-            error = reason
-        self._error, self._answered = error, True
-        if error is None and before is not None:
-            logger.info("The engine is ready")
-        elif error is not None and before is None:
-            logger.warning("The engine cannot take work: %s", error.message, extra={"error_code": error.code})
-        return error is None
-
-
-def unavailable(reason: str) -> LatentEncoderError:
-    """ENGINE_UNAVAILABLE for this reason."""
-    return LatentEncoderError("ENGINE_UNAVAILABLE", reason, "Ask again in a while.")

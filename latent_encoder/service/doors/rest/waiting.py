@@ -56,7 +56,7 @@ class Waiting:
             waited_for: set[asyncio.Future[Any]] = {self._answer, gone}
             await asyncio.wait(waited_for, timeout=self.call.remaining(), return_when=asyncio.FIRST_COMPLETED)
             if not (self._answer.done() or gone.done()):  # past its deadline
-                self.answer_if_waits(LatentEncoderError("TIMEOUT", "Its time was over before its turn had come."))
+                self.answer_if_waits(self.call.too_late("Its time was over before its turn had come."))
                 await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
             return self._answer.result() if self._answer.done() else None
         finally:

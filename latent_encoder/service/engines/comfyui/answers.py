@@ -24,7 +24,8 @@ def expect_success(response: httpx.Response, address: Address) -> httpx.Response
     if response.is_success:
         return response
     message, hint = _explain(response, address)
-    raise LatentEncoderError("ENGINE_UNAVAILABLE", message, hint)
+    again = response.is_server_error or response.status_code == httpx.codes.TOO_MANY_REQUESTS
+    raise LatentEncoderError("ENGINE_UNAVAILABLE", message, hint, retryable=again)
 
 
 def json_object(response: httpx.Response, address: Address) -> dict[str, Any]:
@@ -45,9 +46,8 @@ def json_object(response: httpx.Response, address: Address) -> dict[str, Any]:
 
 def not_comfyui(address: Address, reason: str) -> LatentEncoderError:
     """An error for an answer that ComfyUI would not give."""
-    return LatentEncoderError(
-        "ENGINE_UNAVAILABLE", f"What answers at {address.url} is not ComfyUI: {reason}", CHECK_URL
-    )
+    message = f"What answers at {address.url} is not ComfyUI: {reason}"
+    return LatentEncoderError("ENGINE_UNAVAILABLE", message, CHECK_URL, retryable=False)
 
 
 def _explain(response: httpx.Response, address: Address) -> tuple[str, str | None]:

@@ -70,9 +70,9 @@ class ComfyUIEngine:
         self._workflow = workflow or built_in()
         self._names = Slots(self._state_dir / "slots", worker_name(worker_id, self._state_dir), self.slots)
         self._pool: Pool | None = None
-        self._supervisor: Supervisor | None = None
+        self._found: tuple[tuple[str, ...], Supervisor | None] | None = None
         self._closed = False
-        self._opening = threading.Lock()
+        self._opening, self._looking = threading.Lock(), threading.Lock()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ComfyUIEngine:
@@ -94,14 +94,11 @@ class ComfyUIEngine:
         )
 
     def start(self) -> None:
-        if self._pool is None:
-            urls = self._urls or self._usual_server()
-            if not urls:
-                self._supervisor = Supervisor(self._comfyui_to_start(), self._state_dir, self._models)
-            with self._opening:
-                self._pool = Pool(urls, self._supervisor, self._connect)
-                if self._closed:  # while the usual place was looked at
-                    self._pool.close()
+        urls, supervisor = self._servers()
+        with self._opening:
+            self._pool = self._pool or Pool(urls, supervisor, self._connect)
+            if self._closed:  # while the usual place was looked at
+                self._pool.close()
         self._pool.start()
 
     def close(self) -> None:
@@ -138,8 +135,12 @@ class ComfyUIEngine:
         return sorted(names)
 
     def vae_sha256(self, name: str) -> str | None:
-        """Only of a server that was started here: another one's files cannot be seen."""
-        return self._supervisor.vae_sha256(name) if self._supervisor else None
+        """Only of a server that is, or will be, started here: another one's files cannot be seen."""
+        try:
+            _, supervisor = self._servers()
+        except LatentEncoderError:
+            return None
+        return supervisor.vae_sha256(name) if supervisor else None
 
     def encode(self, job: EncodeJob, call: Call) -> EncodedLatent:
         pool = self._started()
@@ -171,6 +172,19 @@ class ComfyUIEngine:
 
     def _connect(self, url: str) -> Connection:
         return Connection.open(url, token=self._token, node_classes=self._workflow.node_classes)
+
+    def _servers(self) -> tuple[tuple[str, ...], Supervisor | None]:
+        """The servers that run anyway; where there is none, the one to start. Looked for once.
+
+        Raises:
+            LatentEncoderError: ENGINE_UNAVAILABLE: there is nothing to start either.
+        """
+        with self._looking:
+            if self._found is None:
+                urls = self._urls or self._usual_server()
+                own = None if urls else Supervisor(self._comfyui_to_start(), self._state_dir, self._models)
+                self._found = urls, own
+            return self._found
 
     def _usual_server(self) -> tuple[str, ...]:
         """The server that runs on this machine anyway, if it has the nodes."""
@@ -215,4 +229,5 @@ def running_server(url: str, workflow: Workflow) -> str | None:
 
 def _unavailable(error: ServerLost) -> LatentEncoderError:
     reason = error.reason
-    return LatentEncoderError("ENGINE_UNAVAILABLE", reason.message, None if reason.code == "TIMEOUT" else reason.hint)
+    hint = None if reason.code == "TIMEOUT" else reason.hint
+    return LatentEncoderError("ENGINE_UNAVAILABLE", reason.message, hint, retryable=reason.retryable)

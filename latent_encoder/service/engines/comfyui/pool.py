@@ -67,7 +67,8 @@ class Pool:
             for member in self.members:
                 if member.thread.ident is None and not self._closed:
                     member.thread.start()
-            self.changed.wait_for(self._started)
+            while not self.changed.wait_for(self._started, TICK_SECONDS):
+                pass  # a signal may be noticed only now: it does not always wake a thread that waits for ever
         self.check()
 
     def check(self) -> None:
@@ -160,4 +161,5 @@ class Pool:
             return LatentEncoderError("ENGINE_UNAVAILABLE", "ComfyUI is being started.", "Wait a moment.")
         first = reasons[0]
         code = "ENGINE_UNAVAILABLE" if first.code == "TIMEOUT" else first.code
-        return LatentEncoderError(code, "\n".join(reason.message for reason in reasons), first.hint)
+        again = any(reason.retryable for reason in reasons)
+        return LatentEncoderError(code, "\n".join(reason.message for reason in reasons), first.hint, retryable=again)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any
 
 from latent_encoder.errors import LatentEncoderError
@@ -76,19 +78,31 @@ def run_prompt(
 
 
 def with_caller(call: Call, request: Callable[[], Any]) -> Any:
-    """Make one request of a server for a caller.
+    """Make one request of a server for a caller. It goes on in the background where the caller goes away meanwhile.
 
     Raises:
         ServerLost: it failed as a server does that is not there.
         LatentEncoderError: the caller's INTERRUPTED or TIMEOUT; what else the request raises.
     """
+    answer: Future[Any] = Future()
+    # A daemon: a server that hangs must not keep the process from its end.
+    threading.Thread(target=_answer, args=(answer, request), name="latent-encoder-request", daemon=True).start()
+    while not wait([answer], WAIT_SECONDS).done:
+        call.check()
     try:
-        return request()
+        return answer.result()
     except LatentEncoderError as error:
         call.check()
         if error.code in ("ENGINE_UNAVAILABLE", "TIMEOUT"):
             raise ServerLost(error) from error
         raise
+
+
+def _answer(answer: Future[Any], request: Callable[[], Any]) -> None:
+    try:
+        answer.set_result(request())
+    except BaseException as error:
+        answer.set_exception(error)
 
 
 class _Wait:

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,12 +17,13 @@ from latent_encoder.errors import LatentEncoderError
 from latent_encoder.images import SUFFIXES
 from latent_encoder.models import LatentRecord
 from latent_encoder.service.engines.base import Call, EncodedLatent, EncodeJob
+from latent_encoder.service.engines.vae_files import listed
 
 from .client import PromptRejected
-from .connection import CALL_SECONDS
+from .connection import CALL_SECONDS, vae_names
 from .failures import from_history, from_rejection
 from .pool import Lease
-from .running import run_prompt, seconds_for, with_caller
+from .running import ServerLost, run_prompt, seconds_for, with_caller
 from .workflow import Workflow
 
 FOLDER = "latent_encoder"  # in the server's temp folder
@@ -150,7 +152,16 @@ class Sending:
         self._prompt_id = None
         if failure.code in DOUBTFUL:
             raise Changed(failure)
+        if failure.code == "VAE_MODEL_NOT_FOUND":
+            raise LatentEncoderError(failure.code, f"{failure.message} {self._vaes()}".strip(), failure.hint)
         raise failure
+
+    def _vaes(self) -> str:
+        """A sentence with the VAEs that the server has; empty where it does not say."""
+        with suppress(LatentEncoderError, ServerLost):
+            names = with_caller(self._call, lambda: vae_names(self._client))
+            return listed(names)
+        return ""
 
     def _check_picture(self, record: dict[str, Any], uploaded: dict[str, Any]) -> None:
         """See that it is the latent of this picture, and of no other one under the same name."""

@@ -143,8 +143,9 @@ class ComfyUIServer:
         process = self._process
         if process is None:
             return
-        # A program that a shell started in the background ignores SIGINT, and so do its children: then SIGTERM.
-        polite = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGINT, signal.SIGTERM]
+        # A program that a shell started in the background ignores SIGINT, and so do its children.
+        deaf = sys.platform == "win32" or signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        polite = [signal.SIGTERM] if deaf else [signal.SIGINT, signal.SIGTERM]
         for request in polite:
             if process.poll() is None:
                 process.send_signal(request)

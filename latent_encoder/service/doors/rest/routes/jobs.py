@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from latent_encoder.provenance import REQUEST_ID
-from latent_encoder.service.jobs import Job
+from latent_encoder.service.job_store import Job
 from latent_encoder.service.workers import JOBS
 
 from ..bodies import read_encode_request

@@ -1,0 +1,106 @@
+"""What stops consumption: an engine, a disk or a folder of pictures that is away. Nothing is dead-lettered for that."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latent_encoder.errors import LatentEncoderError
+from latent_encoder.models import EncodeRequest, EncodeResponse
+from latent_encoder.service.readiness import Readiness
+
+from .assignment import MOST_DEATHS, Partition, Work
+
+if TYPE_CHECKING:
+    from latent_encoder.service.config import Settings
+
+ENGINE_AWAY = ("ENGINE_UNAVAILABLE", "NODES_MISSING")
+DISK_AWAY = ("DISK_FULL", "OUTPUT_DIR_NOT_WRITABLE")
+FIRST_SECONDS, LONGEST_SECONDS = 1.0, 15.0
+
+logger = logging.getLogger(__name__)
+
+
+def is_away(request: EncodeRequest | None, response: EncodeResponse, settings: Settings, readiness: Readiness) -> bool:
+    """Whether a request failed because of what every other one needs, too."""
+    code = response.error_code
+    if code in ENGINE_AWAY:
+        return not readiness.update()
+    if code == "DISK_FULL":
+        return True
+    if code == "OUTPUT_DIR_NOT_WRITABLE":  # a folder of its own may be wrong for it alone
+        return request is None or request.output_dir is None
+    if code == "IMAGE_NOT_FOUND" and request is not None:
+        gone = [root for root in settings.input_roots if not root.is_dir()]
+        return any(Path.cwd().joinpath(request.image_path).is_relative_to(root) for root in gone)
+    return False
+
+
+class Hold:
+    """The work that waits for what is away.
+
+    Attributes:
+        error: what is away; None where nothing is.
+    """
+
+    def __init__(self, settings: Settings, readiness: Readiness) -> None:
+        self._settings, self._readiness = settings, readiness
+        self._works: list[Work] = []
+        self._pause, self._try_at = FIRST_SECONDS, 0.0
+        self._engine_away = False
+        self.error: LatentEncoderError | None = None
+
+    def begin(self, work: Work, response: EncodeResponse) -> None:
+        """Keep this work until it may be tried again."""
+        self._works.append(work)
+        if self.error is None:
+            logger.warning("Consumption stops: %s", response.error_message, extra={"error_code": response.error_code})
+        message, hint = response.error_message or "", response.error_hint
+        if response.error_code == "IMAGE_NOT_FOUND":  # whoever asks for our health is told no picture's name
+            message, hint = "A folder of INPUT_ROOTS is not there.", "Mount it again."
+        self.error = LatentEncoderError(response.error_code or "INTERNAL", message, hint)
+        self._engine_away = self.error.code in ENGINE_AWAY
+        self._try_at = time.monotonic() + self._pause
+
+    def is_guilty(self, work: Work, response: EncodeResponse) -> bool:
+        """Whether the engine goes away because of this picture: it was there, and encoded nothing else."""
+        if not work.alone or response.error_code not in ENGINE_AWAY:
+            return False
+        work.engines_lost += 1
+        return work.engines_lost >= MOST_DEATHS
+
+    def end(self) -> None:
+        """Something went well, or failed by itself: everything may go on."""
+        if self.error is not None:
+            logger.info("Consumption goes on")
+        self.error, self._pause, self._try_at = None, FIRST_SECONDS, 0.0
+
+    def due(self, owned: Callable[[Partition], bool]) -> list[Work]:
+        """Take the work that is to be tried now: one to find out, all once nothing is away, and what is too late."""
+        self._works = [work for work in self._works if owned(work.partition)]
+        if self.error is not None and not self._works:
+            return self._without_work()
+        if self.error is None:
+            due = self._works
+        else:
+            if self._engine_away and self._readiness.error() is None:  # it is asked every second
+                self._engine_away, self._try_at = False, 0.0
+            due = [work for work in self._works if work.incoming.is_late]
+            if not due and time.monotonic() >= self._try_at:
+                ready = self.error.code not in ENGINE_AWAY or self._readiness.update()
+                due = self._works[:1] if ready else []
+                for work in due:
+                    work.alone = True
+                self._pause = min(2 * self._pause, LONGEST_SECONDS)
+                self._try_at = time.monotonic() + self._pause
+        self._works = [work for work in self._works if work not in due]
+        return due
+
+    def _without_work(self) -> list[Work]:
+        """Nothing is left to find out with: the next message does."""
+        if time.monotonic() >= self._try_at and self._readiness.update():
+            self.end()
+        return []

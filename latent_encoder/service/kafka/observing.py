@@ -1,0 +1,47 @@
+"""What a worker asks the brokers for its health and metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Consumer, KafkaException
+
+from .assignment import Assignment
+from .numbers import Numbers
+
+if TYPE_CHECKING:
+    from latent_encoder.service.config import Settings
+
+ASK_SECONDS = 1.0
+
+
+def check_topics(consumer: Consumer, settings: Settings, numbers: Numbers) -> None:
+    """Find out whether the brokers answer again, and have our topics."""
+    try:
+        topics = consumer.list_topics(timeout=ASK_SECONDS).topics
+    except KafkaException as error:
+        numbers.trouble(error.args[0].str())
+        return
+    wanted = (settings.kafka_request_topic, settings.kafka_response_topic, settings.kafka_dlq_topic)
+    missing = [name for name in wanted if name not in topics or topics[name].error]
+    if missing:
+        numbers.trouble(f"There is no topic {' and no topic '.join(missing)}, or no right to it")
+    else:
+        numbers.connected()
+
+
+def measure_lag(consumer: Consumer, assignment: Assignment, numbers: Numbers, *, cached: bool) -> None:
+    """Tell how many messages of each partition are not answered yet.
+
+    Args:
+        cached: take the ends that came with the last messages, rather than ask for them.
+    """
+    for partition in assignment:
+        try:
+            _, high = consumer.get_watermark_offsets(partition.at(0), ASK_SECONDS, cached=cached)
+        except KafkaException:
+            continue
+        first = partition.waiting[0].offset if partition.waiting else None
+        position = first if partition.position is None else partition.position
+        if high >= 0:
+            numbers.lag(partition.number, high - (high if position is None else min(position, high)))

@@ -1,0 +1,149 @@
+"""``main.py`` with something done to it from outside, for the tests: a wait in place of the encode, a process that
+kills itself at a named point, a picture that kills whoever encodes it.
+
+HARNESS_WAIT=0.1             each encode also waits so many seconds, one at a time; its torch is not even imported
+HARNESS_POISON=poison        a picture with this in its name kills the process (SIGKILL)
+HARNESS_KILL_AT=before-begin kills the process before or after one of: place, begin, produce, send_offsets, commit
+HARNESS_KILL_COUNT=3         at the so many-th time
+HARNESS_KILL_ONCE=file       only where this file is not there; it is made first
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def die() -> None:
+    """As ``kill -9`` would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(point: str, count: int, once: Path | None) -> None:
+    """Wrap the function that the point is named after."""
+    import confluent_kafka
+
+    from latent_encoder.service import encoder
+
+    when, _, name = point.partition("-")
+    seen = 0
+
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            fatal = seen == count and not (once and once.exists())
+            if fatal and once:
+                once.touch()
+            if fatal and when == "before":
+                die()
+            result = function(*args, **options)
+            if fatal and when == "after":
+                die()
+            return result
+
+        return call
+
+    if name == "place":
+        encoder.place_latent = wrapped(encoder.place_latent)
+        return
+    methods = {
+        "begin": "begin_transaction",
+        "produce": "produce",
+        "send_offsets": "send_offsets_to_transaction",
+        "commit": "commit_transaction",
+    }
+
+    class Producer(confluent_kafka.Producer):
+        pass
+
+    setattr(Producer, methods[name], wrapped(getattr(confluent_kafka.Producer, methods[name])))
+    confluent_kafka.Producer = Producer
+
+
+def kill_by(poison: str) -> None:
+    """Let a picture with this in its name kill the process that encodes it."""
+    from latent_encoder.service.engines.embedded import EmbeddedEngine
+
+    encode = EmbeddedEngine.encode
+
+    def encode_or_die(self: EmbeddedEngine, job: Any, call: Any) -> Any:
+        if poison in job.picture.name:
+            time.sleep(0.05)
+            die()
+        return encode(self, job, call)
+
+    EmbeddedEngine.encode = encode_or_die
+
+
+def wait_in_place_of(seconds: float) -> None:
+    """Put in place of the engine one that takes so long, one picture at a time, whatever the machine."""
+    import hashlib
+
+    import numpy
+    from safetensors.numpy import save
+
+    from latent_encoder.service import engines
+    from latent_encoder.service.engines.base import Call, EncodedLatent, EncodeJob
+
+    one = threading.Lock()
+    content = save({"latent_tensor": numpy.zeros((1, 4, 8, 8), numpy.float32)})
+    known = {"schema_version": 1, "latent_shape": [1, 4, 8, 8], "latent_dtype": "float32", "engine": "embedded"}
+    known |= {"file_sha256": hashlib.sha256(content).hexdigest(), "file_bytes": len(content)}
+
+    class WaitEngine:
+        name, slots = "wait", 3
+
+        def start(self) -> None:
+            pass
+
+        close = check = start
+
+        def version(self) -> str:
+            return "1"
+
+        def vaes(self) -> list[str]:
+            return ["pixel_space"]
+
+        def vae_sha256(self, name: str) -> None:
+            return None
+
+        def encode(self, job: EncodeJob, call: Call) -> EncodedLatent:
+            with one:
+                if call.wait(seconds):
+                    call.check()
+            record = known | {"request_id": job.request_id, "file_format": job.file_format}
+            return EncodedLatent(content, record)
+
+    engines.make_engine = lambda settings: WaitEngine()
+
+
+def main() -> int:
+    faulthandler.register(signal.SIGUSR1)  # where each thread is, for a test that waits in vain
+    told = {
+        name: os.environ.get(f"HARNESS_{name}", "") for name in ("WAIT", "POISON", "KILL_AT", "KILL_COUNT", "KILL_ONCE")
+    }
+    if told["WAIT"]:
+        wait_in_place_of(float(told["WAIT"]))
+    if told["POISON"]:
+        kill_by(told["POISON"])
+    if told["KILL_AT"]:
+        once = Path(told["KILL_ONCE"]) if told["KILL_ONCE"] else None
+        die_at(told["KILL_AT"], int(told["KILL_COUNT"] or 1), once)
+    from latent_encoder.service.__main__ import main as run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
