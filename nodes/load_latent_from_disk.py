@@ -8,9 +8,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..latent_encoder.file_list import list_files
-from ..latent_encoder.latent_file import load_latent
+from ..latent_encoder.latent_file import PREVIEW_SUFFIX, load_latent
 from ..latent_encoder.latent_format import FILE_FORMATS
 from ..latent_encoder.provenance import check_decodable, vae_name
+from ..latent_encoder.records import SIDECAR_SUFFIX
 from . import comfyui_host
 from .saving import LatentRecordType
 
@@ -30,11 +31,7 @@ class LoadLatentFromDisk(io.ComfyNode):
             category=comfyui_host.CATEGORY,
             description="Loads a latent file, and checks it against its checksum and the VAE that is wired in.",
             inputs=[
-                io.Combo.Input(
-                    "latent_file",
-                    options=_latent_files(),
-                    tooltip="A latent in ComfyUI's output or input folder, newest first.",
-                ),
+                _latent_file_input(),
                 io.Vae.Input(
                     "vae",
                     optional=True,
@@ -70,14 +67,27 @@ class LoadLatentFromDisk(io.ComfyNode):
         return io.NodeOutput(loaded.latent, record)
 
 
-def _latent_files() -> list[str]:
+def _latent_file_input() -> io.Combo.Input:
+    """The files to choose from, newest first; for the editor's picker also which of them have a preview, a record."""
+    beside = {"previews": PREVIEW_SUFFIX, "records": SIDECAR_SUFFIX}
     skip = comfyui_host.model_folders()
     files = [
         (file, folder_type)
         for folder_type in ("output", "input")
-        for file in list_files(comfyui_host.folder_of_type(folder_type), _SUFFIXES, skip)
+        for file in list_files(comfyui_host.folder_of_type(folder_type), (*_SUFFIXES, *beside.values()), skip)
     ]
-    return [f"{file.name} [{kind}]" for file, kind in sorted(files, key=lambda item: -item[0].mtime_ns)]
+    present = {(file.name, kind) for file, kind in files}
+    latents = sorted((item for item in files if item[0].name.lower().endswith(_SUFFIXES)), key=lambda i: -i[0].mtime_ns)
+    choice = io.Combo.Input(
+        "latent_file",
+        options=[f"{file.name} [{kind}]" for file, kind in latents],
+        tooltip="A latent in ComfyUI's output or input folder, newest first.",
+    )
+    choice.extra_dict = {  # 0.3.64's constructor does not take it
+        key: [f"{file.name} [{kind}]" for file, kind in latents if (file.name + suffix, kind) in present]
+        for key, suffix in beside.items()
+    }
+    return choice
 
 
 def _state_of(path: Path) -> str:

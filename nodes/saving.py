@@ -9,11 +9,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..latent_encoder.errors import check_choice, from_os_error
-from ..latent_encoder.latent_file import IF_EXISTS, SavedLatent, check_stem, save_latent
+from ..latent_encoder.latent_file import IF_EXISTS, PREVIEW_SUFFIX, SavedLatent, check_stem, save_latent
 from ..latent_encoder.latent_format import FILE_FORMATS
 from ..latent_encoder.paths import resolve_inside
 from ..latent_encoder.provenance import graph_metadata, requested
 from . import comfyui_host
+from .latent_colors import latent_picture
 
 FOLDERS = ("output", "temp")
 DEFAULT_PREFIX = "latent"
@@ -77,7 +78,8 @@ def save_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "preview",
             default=True,
-            tooltip="Write a small WebP picture beside the file, where the picture behind the latent is known.",
+            tooltip="Write a small WebP picture beside the file: the picture behind the latent, or, where only the VAE "
+            "is known, the latent's own rough colours.",
         ),
     ]
 
@@ -120,6 +122,7 @@ def save(
         raise from_os_error(error, root) from error
     subfolder = Path(subfolder).as_posix() if subfolder else ""
     resolve_inside(root, subfolder or ".", "filename_prefix")  # what %year% and the like have named may be a link
+    preview = _preview(picture, samples, known.get("vae_name")) if options.preview else None
     record = known | {
         **requested(hidden.extra_pnginfo),
         "subfolder": subfolder,
@@ -136,21 +139,23 @@ def save(
         first_number=number,
         record=record,
         metadata={} if comfyui_host.metadata_disabled() else graph_metadata(hidden.prompt, hidden.extra_pnginfo),
-        preview=_preview(picture) if options.preview and picture is not None else None,
+        preview=preview,
     )
-    return io.NodeOutput(samples, saved.record, str(saved.path), ui=_ui(saved))
+    return io.NodeOutput(samples, saved.record, str(saved.path), ui=_ui(saved, has_preview=preview is not None))
 
 
-def _ui(saved: SavedLatent) -> dict[str, list[dict[str, Any]]]:
+def _ui(saved: SavedLatent, *, has_preview: bool) -> dict[str, list[dict[str, Any]]]:
     item = {key: saved.record[key] for key in ("filename", "subfolder", "type")}
-    return {"latents": [item], "latent_record": [saved.record]}
+    preview = item | {"filename": item["filename"] + PREVIEW_SUFFIX}
+    return {"latents": [item], "latent_record": [saved.record], "latent_previews": [preview] if has_preview else []}
 
 
-def _preview(picture: Any) -> bytes | None:
+def _preview(picture: Any, samples: dict[str, Any], vae_name: str | None) -> bytes | None:
     from ..latent_encoder.previews import webp_preview
 
     try:
-        return webp_preview(picture)
+        shown = latent_picture(samples["samples"], vae_name) if picture is None else picture
+        return None if shown is None else webp_preview(shown)
     except Exception as error:  # a Pillow without WebP, say: no reason to lose the latent
         logger.warning("Latent Encoder: no preview (%s).", error)
         return None

@@ -11,6 +11,7 @@ DISPLAY_NAMES = {
     "EncodeToLatentFile": "Encode to Latent File",
     "SaveLatentToDisk": "Save Latent to Disk",
     "LoadLatentFromDisk": "Load Latent from Disk",
+    "PublishLatentToKafka": "Publish Latent to Kafka",
 }
 INPUTS = {
     "EncodeToLatentFile": [
@@ -27,11 +28,13 @@ INPUTS = {
     ],
     "SaveLatentToDisk": ["samples", "filename_prefix", "file_format", "if_exists", "folder", "preview"],
     "LoadLatentFromDisk": ["latent_file", "vae"],
+    "PublishLatentToKafka": ["record", "topic", "key", "payload", "correlation_id"],
 }
 OUTPUTS = {
     "EncodeToLatentFile": ["LATENT", "LATENT_RECORD", "STRING"],
     "SaveLatentToDisk": ["LATENT", "LATENT_RECORD", "STRING"],
     "LoadLatentFromDisk": ["LATENT", "LATENT_RECORD"],
+    "PublishLatentToKafka": ["LATENT_RECORD", "STRING"],
 }
 DEFAULTS = {
     "upscale_method": "lanczos",
