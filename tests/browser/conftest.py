@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from browser.editor import Editor, find_chromium, open_editor
+from browser.editor import VUE_NODES, Editor, find_chromium, open_editor
 from comfyui.conftest import host, pytest_generate_tests
 from comfyui.hosts import Host, HostUnavailable
 from comfyui.servers import PACK_NAME, Server, install_models, install_pack
@@ -16,6 +17,36 @@ from PIL import Image
 __all__ = ["host", "pytest_generate_tests"]
 
 FOLDER_NAME = "latent-encoder"  # what the editor shows beside each of the pack's nodes
+# A node whose VAE is none: what fails then is one of ComfyUI's own nodes.
+BROKEN_VAE = """
+class ProbeBrokenVAE:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "make"
+    CATEGORY = "latent encoder probe"
+
+    def make(self):
+        return (self,)
+
+    def encode(self, pixels):
+        raise RuntimeError("the probe's VAE encodes nothing")
+
+NODE_CLASS_MAPPINGS = {"ProbeBrokenVAE": ProbeBrokenVAE}
+"""
+OLDEST_VUE = (0, 33)  # 0.3.64 has the new node rendering as an experiment only
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that asks for both node renderings runs once on a host that has one."""
+    absent = [item for item in items if isinstance(item, pytest.Function) and _lacks_rendering(item)]
+    if absent:
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if item not in absent]
+
+
+def _lacks_rendering(item: pytest.Function) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("rendering") == "vue" and params["host"] is not None and params["host"].release < OLDEST_VUE
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +69,7 @@ def server(host: Host, chromium: str) -> Iterator[Server]:
         Image.new("RGB", (64, 64)).save(server.input / "example.png")  # every ComfyUI has a picture of this name
         install_pack(base / "custom_nodes")
         (base / "custom_nodes" / PACK_NAME).rename(base / "custom_nodes" / FOLDER_NAME)
+        (base / "custom_nodes" / "broken_vae.py").write_text(BROKEN_VAE, encoding="utf-8")
         install_models(base / "models", host)
         try:
             server.start()
@@ -48,7 +80,19 @@ def server(host: Host, chromium: str) -> Iterator[Server]:
 
 
 @pytest.fixture
-def editor(server: Server, chromium: str, tmp_path: Path) -> Iterator[Editor]:
+def rendering(request: pytest.FixtureRequest) -> str:
+    """How the editor draws nodes: on a canvas, or, where a test asks for it by parameter, as elements ("vue")."""
+    return getattr(request, "param", "classic")
+
+
+@pytest.fixture
+def settings(rendering: str) -> dict[str, Any]:
+    """The editor's settings by name; a test may override this."""
+    return {VUE_NODES: rendering == "vue"}
+
+
+@pytest.fixture
+def editor(server: Server, chromium: str, tmp_path: Path, settings: dict[str, Any]) -> Iterator[Editor]:
     """That server's editor in a browser that nobody has used before."""
-    with open_editor(server.process.url, tmp_path / "profile", chromium) as opened:
+    with open_editor(server.process.url, tmp_path / "profile", chromium, settings) as opened:
         yield opened

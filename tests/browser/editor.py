@@ -29,8 +29,12 @@ SETTINGS = {
     "Comfy.Graph.CanvasInfo": False,
 }
 READY = "() => window.app?.graph && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100"
+VUE_NODES = "Comfy.VueNodes.Enabled"
 # What the editor writes itself: files of the user's that need not exist, and model sizes that it asks the network for.
 HOSTS_OWN = re.compile(r"Failed to load resource|huggingface\.co|fetching file size", re.IGNORECASE)
+# What names one of our files or extensions is ours, a warning too; but not that the editor looks for a help page in the
+# user's language before it takes the one that there is.
+OURS = re.compile(r"latent-?encoder(?!/docs/\w+/\w+\.md)", re.IGNORECASE)
 MESSAGES = ".p-dialog:visible, .p-toast-message:visible, [data-testid=error-overlay]:visible"
 
 
@@ -46,11 +50,13 @@ class Editor:
     Attributes:
         page: Playwright's page.
         errors: what the console and the page reported as errors since the last ``forget_errors``.
+        ours: the warnings and errors that name us, since the page was opened.
     """
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.errors: list[str] = []
+        self.ours: list[str] = []
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.errors.append(f"{error.message}\n{error.stack}"))
 
@@ -58,10 +64,24 @@ class Editor:
         text = f"{message.text} ({message.location.get('url', '')})"
         if message.type == "error" and not HOSTS_OWN.search(text):
             self.errors.append(text)
+        if message.type in ("warning", "error") and OURS.search(text):
+            self.ours.append(text)
 
     def forget_errors(self) -> None:
         """Forget what the editor reports while it starts: 0.33 and 0.3.64 each have an error of their own there."""
         self.errors.clear()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the page that is loading has its graph and all node types."""
+        self.page.wait_for_function(READY)
+        self.page.wait_for_timeout(2000)
+
+    def reload(self) -> None:
+        """Load the page again, as with F5."""
+        self.page.once("dialog", lambda dialog: dialog.accept())  # it asks whether to leave unsaved changes
+        self.page.reload()
+        self.wait_until_ready()
+        self.forget_errors()
 
     def open(self, path: Path) -> None:
         """Open a workflow file through the editor's own Open command."""
@@ -189,8 +209,8 @@ class Editor:
 
 
 @contextmanager
-def open_editor(url: str, profile: Path, executable: str) -> Iterator[Editor]:
-    """The editor of that ComfyUI server in a Chromium with a fresh user data folder."""
+def open_editor(url: str, profile: Path, executable: str, settings: dict[str, Any] | None = None) -> Iterator[Editor]:
+    """The editor of that ComfyUI server in a Chromium with a fresh user data folder; the settings stay the server's."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch_persistent_context(
             profile, executable_path=executable, args=ARGUMENTS, headless=True, viewport=VIEWPORT
@@ -199,10 +219,9 @@ def open_editor(url: str, profile: Path, executable: str) -> Iterator[Editor]:
             page = browser.new_page()
             page.set_default_timeout(60_000)
             editor = Editor(page)
-            page.request.post(f"{url}/settings", data=SETTINGS)
+            page.request.post(f"{url}/settings", data=SETTINGS | {VUE_NODES: False} | (settings or {}))
             page.goto(url)
-            page.wait_for_function(READY)
-            page.wait_for_timeout(2000)
+            editor.wait_until_ready()
             editor.forget_errors()
             yield editor
         finally:

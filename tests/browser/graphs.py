@@ -1,0 +1,102 @@
+"""Graphs for tests that look at something else than how a user lays them, and what nodes of ours show in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from browser.editor import Editor
+from comfyui.servers import Server
+from playwright.sync_api import Locator
+
+BOTH_RENDERINGS = pytest.mark.parametrize("rendering", ["classic", "vue"], indirect=True)
+
+LAY = """async ([nodes, links]) => {
+    const made = {};
+    for (const [name, { type, pos, widgets }] of Object.entries(nodes)) {
+        const node = LiteGraph.createNode(type);
+        node.pos = pos;
+        window.app.graph.add(node);
+        for (const [key, value] of Object.entries(widgets)) {
+            const widget = node.widgets.find(w => w.name === key);
+            widget.value = value;
+            widget.callback?.(value);
+        }
+        made[name] = node;
+    }
+    for (const [from, slot, to, input] of links)
+        made[from].connect(slot, made[to], made[to].inputs.findIndex(found => found.name === input));
+    const { changeTracker } = window.app.extensionManager.workflow.activeWorkflow;  // as after a user's click
+    changeTracker.captureCanvasState ? changeTracker.captureCanvasState() : changeTracker.checkState();
+    return Object.fromEntries(Object.entries(made).map(([name, node]) => [name, node.id]));
+}"""
+
+
+def lay(editor: Editor, nodes: dict[str, dict[str, Any]], links: list[tuple[str, int, str, str]]) -> dict[str, int]:
+    """Lay nodes (``type, pos, widgets`` by a name) and links (name, output, name, input) into a new tab.
+
+    Returns:
+        the nodes' ids by name.
+    """
+    editor.command("Comfy.NewBlankWorkflow")
+    editor.page.wait_for_function("() => window.app.graph.nodes.length === 0")
+    editor.page.wait_for_timeout(1000)
+    return editor.page.evaluate(LAY, [nodes, links])
+
+
+def node(kind: str, x: int, y: int = 0, /, **widgets: Any) -> dict[str, Any]:
+    """A node for ``lay``."""
+    return {"type": kind, "pos": [x, y], "widgets": widgets}
+
+
+def lay_encoder(editor: Editor, vae: str, **widgets: Any) -> dict[str, int]:
+    """A VAELoader and an EncodeToLatentFile of the picture ``cat.png`` at a small size."""
+    encoder = {"image": "cat.png", "megapixels": 0.02, **widgets}
+    nodes = {"vae": node("VAELoader", 0, vae_name=vae), "encoder": node("EncodeToLatentFile", 350, **encoder)}
+    ids = lay(editor, nodes, [("vae", 0, "encoder", "vae")])
+    look_at(editor, ids["encoder"])
+    return ids
+
+
+def look_at(editor: Editor, node_id: int) -> None:
+    """Move the canvas so that a node stands in the middle of the page at three quarters of its size."""
+    editor.page.evaluate(
+        """id => {
+            const { ds } = window.app.canvas;
+            const { pos } = window.app.canvas.graph.getNodeById(id);  // of the subgraph that is open
+            ds.scale = 0.75;
+            ds.offset[0] = 500 / ds.scale - pos[0];
+            ds.offset[1] = 130 / ds.scale - pos[1];
+            window.app.graph.setDirtyCanvas(true, true);
+        }""",
+        node_id,
+    )
+    editor.page.wait_for_timeout(500)
+
+
+def run(editor: Editor, server: Server) -> dict[str, Any]:
+    """Press Run and wait for success; returns the ``/history`` entry."""
+    history = server.client.wait(editor.run(), timeout=300)
+    assert history["status"]["status_str"] == "success", history["status"]
+    return history
+
+
+def fail(editor: Editor, server: Server) -> str:
+    """Press Run and wait for the failure; returns what the failed node said to ComfyUI."""
+    history = server.client.wait(editor.run(), timeout=300)
+    (failed,) = [entry for event, entry in history["status"]["messages"] if event == "execution_error"]
+    return failed["exception_message"]
+
+
+def panel(editor: Editor, name: str) -> Locator:
+    """What a node of ours shows under that name; wait for it as for any locator."""
+    return editor.page.get_by_role("region", name=name)
+
+
+def size_of(editor: Editor, node_id: int) -> list[float]:
+    return editor.page.evaluate("id => [...window.app.graph.getNodeById(id).size]", node_id)
+
+
+def prompt_of(editor: Editor) -> dict[str, Any]:
+    """The open graph in API format, as the editor exports and sends it."""
+    return editor.page.evaluate("async () => (await window.app.graphToPrompt()).output")
