@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 VENV_PYTHON := .venv/bin/python
-SUITES := unit comfyui service browser package
+SUITES := unit comfyui service kafka browser package
 SET_UP := ./setup.sh --when-needed
 
 .PHONY: help setup demo test check bench clean $(addprefix test-,$(SUITES)) test-soak

@@ -22,6 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("unit", "comfyui", "service", "kafka", "browser", "package")
+PARALLEL = {"kafka": 3, "browser": 2}
+"""Suites that mostly wait, for sessions that end and pages that settle, and in how many processes they do."""
+
 CHECKS = {
     "ruff check": ("ruff", "check", "."),
     "ruff format": ("ruff", "format", "--check", "."),
@@ -58,6 +61,9 @@ def run_pytest(suite: str) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         words = ["pytest", f"tests/{suite}", "-m", "not soak", "--durations=5", f"--junit-xml={report}"]
+        if suite in PARALLEL:
+            words += ["-n", str(PARALLEL[suite]), "--dist", "loadfile"]
+            words += ["--max-worker-restart", "0"]  # after a restart xdist waits for the dead one's tests for ever
         code = run_to_its_end([sys.executable, "-m", *words])
         result = read_report(suite, report)
     if code and not result.failed:

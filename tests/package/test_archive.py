@@ -1,18 +1,16 @@
-"""What is in node.zip, the archive that ComfyUI-Manager installs: git's files without those of .comfyignore."""
+"""What is in node.zip, the archive that ComfyUI-Manager installs, as ``comfy node pack`` makes it."""
 
 from __future__ import annotations
 
-import io
-import shutil
-import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from pathspec import GitIgnoreSpec
+from package.tools import comfy, environment, git, run, tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 LARGEST_ARCHIVE = 500_000
+LARGEST_FILE = 100_000
 # Single files, then whole folders with what may be in them.
 FILES = {"__init__.py", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
 FOLDERS = {
@@ -22,48 +20,50 @@ FOLDERS = {
     "locales": {".json"},
     "workflows": {".json", ".jpg"},
 }
-NEEDED = {
-    "__init__.py",
-    "LICENSE",
-    "README.md",
-    "latent_encoder/latent_file.py",
-    "nodes/encode_to_latent_file.py",
-    "nodes/load_latent_from_disk.py",
-    "nodes/save_latent_to_disk.py",
-    "pyproject.toml",
-    "requirements.txt",
-    "workflows/example.json",
-}
+SERVICE = "latent_encoder/service/"
 
 
 @pytest.fixture(scope="module")
-def packed() -> list[str]:
-    """The archive's file names, by the rule of `comfy node pack`; what git would add counts as added."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("this is no git checkout")
-    listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
-    ignored = GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines())
-    return sorted(name for name in names if name and (ROOT / name).is_file() and not ignored.match_file(name))
+def packed(node_zip: Path) -> dict[str, int]:
+    """The archive's files, with their sizes in bytes."""
+    with zipfile.ZipFile(node_zip) as archive:
+        assert archive.testzip() is None
+        return {entry.filename: entry.file_size for entry in archive.infolist()}
 
 
 def belongs(name: str) -> bool:
-    path = Path(name)
-    return name in FILES or path.suffix in FOLDERS.get(path.parts[0], set())
+    """Whether a file of the repository is one that the nodes need."""
+    return name in FILES or (Path(name).parts[0] in FOLDERS and not name.startswith(SERVICE))
 
 
-def test_nothing_is_in_it_that_the_nodes_do_not_need(packed: list[str]) -> None:
-    assert [name for name in packed if not belongs(name)] == []
-    assert [name for name in packed if name.startswith("latent_encoder/service")] == []
+def test_it_holds_exactly_what_the_nodes_need(packed: dict[str, int]) -> None:
+    assert sorted(packed) == [name for name in tracked() if belongs(name)]
+    assert set(packed) >= FILES
 
 
-def test_what_the_nodes_need_is_in_it(packed: list[str]) -> None:
-    assert sorted(NEEDED - set(packed)) == []
+def test_nothing_of_another_kind_is_in_its_folders(packed: dict[str, int]) -> None:
+    kinds = {name: Path(name).suffix for name in packed if name not in FILES}
+    assert [name for name, kind in kinds.items() if kind not in FOLDERS[Path(name).parts[0]]] == []
 
 
-def test_it_is_small(packed: list[str]) -> None:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for name in packed:
-            file.write(ROOT / name, name)
-    assert archive.tell() < LARGEST_ARCHIVE
+def test_it_is_small(node_zip: Path, packed: dict[str, int]) -> None:
+    assert node_zip.stat().st_size < LARGEST_ARCHIVE
+    assert [name for name, size in packed.items() if size > LARGEST_FILE] == []
+
+
+def test_packing_leaves_the_repository_clean(node_zip: Path) -> None:
+    assert git(node_zip.parent, "status", "--porcelain") == ""
+
+
+def test_comfy_validates_it_without_a_warning(repository: Path, tmp_path: Path) -> None:
+    said = comfy("node", "validate", cwd=repository, env=environment(tmp_path))
+    assert said.returncode == 0, said.stdout
+    assert "All validation checks passed" in said.stdout
+    assert "warning" not in said.stdout.lower(), said.stdout
+
+
+def test_ruff_finds_nothing_that_the_registry_forbids(repository: Path) -> None:
+    # ``comfy node validate`` runs this and passes whatever it finds; our own exceptions do not count there.
+    rules = ["--select", "S102,S307,E702", "--isolated", "--ignore-noqa", "--no-cache"]
+    found = run([sys.executable, "-m", "ruff", "check", ".", *rules], repository)
+    assert found.returncode == 0, found.stdout

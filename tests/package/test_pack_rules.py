@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from package.node_ids import node_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK_FILES = sorted([ROOT / "__init__.py", *ROOT.glob("nodes/*.py"), *ROOT.glob("latent_encoder/*.py")])
@@ -81,20 +82,6 @@ def test_it_imports_its_own_modules_relatively(path: Path) -> None:
 @pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
 def test_the_core_does_not_know_comfyui(path: Path) -> None:
     assert COMFYUI_MODULES & set(imported(parse(path))) == set()
-
-
-def node_ids() -> dict[str, str]:
-    """Class name to node id, as ComfyUI-Manager's scanner finds them: direct base ComfyNode, literal ``node_id``."""
-    found = {}
-    for path in ROOT.glob("nodes/*.py"):
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("ComfyNode") for base in node.bases):
-                words = [word for call in ast.walk(node) if isinstance(call, ast.Call) for word in call.keywords]
-                ids = [
-                    word.value.value for word in words if word.arg == "node_id" and isinstance(word.value, ast.Constant)
-                ]
-                found[node.name] = ids[0] if ids else ""
-    return found
 
 
 def test_the_managers_scanner_finds_every_node() -> None:
