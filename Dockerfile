@@ -57,6 +57,7 @@ RUN pip install --requirement custom_nodes/latent-encoder/requirements.txt
 # What node.zip holds, too: all but what .comfyignore names.
 COPY LICENSE README.md __init__.py pyproject.toml custom_nodes/latent-encoder/
 COPY latent_encoder/*.py latent_encoder/py.typed custom_nodes/latent-encoder/latent_encoder/
+COPY locales custom_nodes/latent-encoder/locales
 COPY nodes custom_nodes/latent-encoder/nodes
 COPY web custom_nodes/latent-encoder/web
 COPY workflows custom_nodes/latent-encoder/workflows

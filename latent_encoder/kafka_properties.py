@@ -6,7 +6,6 @@ imports the Kafka library before ``load_confluent_kafka`` is called.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 import time
@@ -167,7 +166,9 @@ def load_confluent_kafka() -> Any:
         LatentEncoderError: KAFKA_UNAVAILABLE where it is not installed, or cannot be loaded.
     """
     try:
-        return importlib.import_module("confluent_kafka")
+        import confluent_kafka
+
+        return confluent_kafka
     except ImportError as error:
         raise LatentEncoderError(
             "KAFKA_UNAVAILABLE",

@@ -33,7 +33,7 @@ app.registerExtension({
  * @returns {{code: string|null, message: string, hint: string}}
  */
 function parseFailure(said) {
-  const [, code, rest] = /\[([A-Z][A-Z_]+)\] ([^]*)/.exec(said) ?? [null, null, said];
+  const [, code, rest] = said.match(/\[([A-Z][A-Z_]+)\] ([^]*)/) ?? [null, null, said];
   const lines = rest.trim().split("\n");
   const hint = code && lines.length > 1 ? lines.pop() : "";
   return { code, message: lines.join("\n"), hint };

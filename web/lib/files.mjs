@@ -19,7 +19,7 @@ export function annotated({ filename, subfolder, type }) {
 
 /** The file that an annotated name means; without annotation it is in `input`. */
 export function parseAnnotated(name) {
-  const [, path, type = "input"] = /^(.*?)(?: \[(input|output|temp)\])?$/s.exec(name);
+  const [, path, type = "input"] = name.match(/^(.*?)(?: \[(input|output|temp)\])?$/s);
   const cut = path.lastIndexOf("/");
   return { filename: path.slice(cut + 1), subfolder: cut < 0 ? "" : path.slice(0, cut), type };
 }
