@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .encode_to_latent_file import EncodeToLatentFile
 from .load_latent_from_disk import LoadLatentFromDisk
+from .optimize_vae_for_encoding import OptimizeVAEForEncoding
 from .publish_latent_to_kafka import PublishLatentToKafka
 from .save_latent_to_disk import SaveLatentToDisk
 
@@ -13,4 +14,10 @@ class LatentEncoderExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack, always: none depends on what is installed."""
-        return [EncodeToLatentFile, SaveLatentToDisk, LoadLatentFromDisk, PublishLatentToKafka]
+        return [
+            EncodeToLatentFile,
+            SaveLatentToDisk,
+            LoadLatentFromDisk,
+            PublishLatentToKafka,
+            OptimizeVAEForEncoding,
+        ]

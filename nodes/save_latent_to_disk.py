@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..latent_encoder.provenance import describe_chain, measure
 from . import comfyui_host
+from .optimize_vae_for_encoding import was_optimized
 from .saving import DEFAULT_PREFIX, SaveOptions, save, save_inputs, saved_outputs
 
 
@@ -54,5 +55,6 @@ class SaveLatentToDisk(io.ComfyNode):
         if told and graph.get_parent_node_id(node_id) is not None:  # no client can write the _meta of such a node
             picture = links["scaled_image"]
             known |= told | measure(picture.shape, samples["samples"].shape)
+        known["optimized"] = was_optimized(samples["samples"])
         known["vae_sha256"] = comfyui_host.vae_sha256(known.get("vae_name"))
         return save(samples, options, known, picture, cls.hidden)
