@@ -144,6 +144,12 @@ class Settings(BaseSettings):
         "Which input of that workflow a field goes into: image=12.image." + _REPEATED,
         default=[],
     )
+    optimize: Annotated[Literal["auto", "off"], BeforeValidator(_lower)] = _setting(
+        "LATENT_ENCODER_OPTIMIZE",
+        "auto: encode the faster way where the VAE has one and it gives the same latents. A workflow of yours says so"
+        " itself.",
+        default="auto",
+    )
     model_dir: AbsolutePath | None = _setting(
         "MODEL_DIR",
         "A models folder laid out as ComfyUI's. Default: <COMFYUI_PATH>/models, else ./models.",

@@ -92,7 +92,7 @@ def test_the_record_tells_all(engine: EmbeddedEngine, models: Path) -> None:
         "file_bytes": len(encoded.content),
         "engine": "embedded",
         "engine_version": diffusers.__version__,
-        "optimized": None,
+        "optimized": True,
         "pack_version": __version__,
         "path": None,
         "filename": None,

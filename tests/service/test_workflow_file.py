@@ -60,11 +60,18 @@ def places(workflow: Workflow) -> dict[str, str]:
 
 def test_the_built_in_workflow_is_the_one_of_the_repository() -> None:
     exported = read_workflow(EXPORTED)
-    ours = built_in()
+    ours = built_in(optimize=False)
     assert (places(ours), ours.saver) == (places(exported), exported.saver)
     wanted = job()
     filled, theirs = ours.fill(wanted, "a.png [temp]", "b"), exported.fill(wanted, "a.png [temp]", "b")
     assert filled == {key: {k: v for k, v in entry.items() if k != "_meta"} for key, entry in theirs.items()}
+
+
+def test_optimizing_puts_one_node_behind_the_vae() -> None:
+    workflow = built_in()
+    assert workflow.prompt["2"]["inputs"]["vae"] == ["3", 0]
+    assert workflow.prompt["3"] == {"class_type": "OptimizeVAEForEncoding", "inputs": {"vae": ["1", 0]}}
+    assert places(workflow) == places(built_in(optimize=False))
 
 
 def test_filling_one_prompt_leaves_the_workflow_as_it_is() -> None:

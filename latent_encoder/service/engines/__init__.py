@@ -36,4 +36,4 @@ def make_engine(settings: Settings) -> Engine:
 def _embedded(settings: Settings) -> Engine:
     from .embedded import EmbeddedEngine
 
-    return EmbeddedEngine(settings.models_folder)
+    return EmbeddedEngine(settings.models_folder, optimize=settings.optimize == "auto")

@@ -46,12 +46,14 @@ class EmbeddedEngine:
 
     Args:
         model_dir: a ComfyUI ``models`` folder; VAEs are looked for in its ``vae`` and ``vae_approx``.
+        optimize: encode the faster way, where a VAE has one (``fast_encoder``).
     """
 
     name = "embedded"
     slots = 3
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, *, optimize: bool = True) -> None:
+        self._optimize = optimize
         self._models = Path(model_dir)
         self._loaded: dict[str, _Loaded] = {}  # the least recently used first
         self._loading = threading.Lock()
@@ -112,7 +114,7 @@ class EmbeddedEngine:
             loaded = self._vae(job.vae_name, call)
             pixels = scale(decode(picture.data), size, job.upscale_method)
             self._go_on(call)
-            samples = self._encode(loaded.vae, pixels, call)
+            samples, optimized = self._encode(loaded.vae, pixels, call)
             self._go_on(call)
             record = {
                 "request_id": job.request_id,
@@ -126,17 +128,18 @@ class EmbeddedEngine:
                 "resolution_steps": job.resolution_steps,
                 "engine": self.name,
                 "engine_version": self.version(),
+                "optimized": optimized,
                 **measure((1, *pixels.shape[2:], 3), samples.shape),
             }
             return EncodedLatent(*encode_latent({"samples": samples}, file_format=job.file_format, record=record))
 
-    def _encode(self, vae: Vae, pixels: torch.Tensor, call: Call) -> torch.Tensor:
+    def _encode(self, vae: Vae, pixels: torch.Tensor, call: Call) -> tuple[torch.Tensor, bool]:
         def on_layer(part: float) -> None:
             self._go_on(call)
             call.report_progress(part)
 
         with self._turn(self._encoding, call):
-            return vae.encode(pixels, on_layer)
+            return vae.encode(pixels, on_layer), vae.optimized
 
     def _vae(self, name: str, call: Call) -> _Loaded:
         """The VAE, from memory where its files are still the same."""
@@ -148,7 +151,7 @@ class EmbeddedEngine:
                 for unused in list(self._loaded)[: 1 - KEPT_VAES]:
                     del self._loaded[unused]
                 state = files.state()
-                loaded = _Loaded(load_vae(files, pick_device()), _sha256_of(files), state)
+                loaded = _Loaded(load_vae(files, pick_device(), optimize=self._optimize), _sha256_of(files), state)
             self._loaded[name] = loaded
             return loaded
 

@@ -8,11 +8,12 @@ hub for a configuration.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.fast_encoder import FastEncoder, understands
 
 from .devices import pick_dtype
 from .vae_files import ASK_COMFYUI, PIXEL_SPACE, REPLACE, VaeFiles, read_weights
@@ -44,6 +45,7 @@ class Vae:
         channels: of the pixels; a fourth one, alpha, is all opaque.
         video: whether pixels and latent have a time axis before the height.
         half_types: the 16-bit types that ComfyUI lets the family compute in, the best first.
+        weight_names: the model's parameters by the names of the original file, where ``FastEncoder`` understands them.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Vae:
         channels: int = 3,
         video: bool = False,
         half_types: Iterable[str] = ("bfloat16",),
+        weight_names: Mapping[str, str] | None = None,
     ) -> None:
         self._factor = factor
         self._module = module.eval().requires_grad_(False)
@@ -63,10 +66,22 @@ class Vae:
         self._video = video
         self._half_types = tuple(half_types)
         self._on_layer: Callable[[float], None] = lambda part: None
+        self._weight_names = weight_names
+        self._fast: FastEncoder | None = None
         self._layers_done = 0
         self._layers = [layer for layer in module.modules() if not any(layer.children())]
         for layer in self._layers:
             layer.register_forward_pre_hook(self._before_layer)
+
+    def optimize(self) -> None:
+        """Encode the faster way from now on, where there is one."""
+        if self._weight_names:
+            self._fast = FastEncoder(self._latent_of, self._original_weights)
+
+    @property
+    def optimized(self) -> bool:
+        """Whether the last picture was encoded the faster way."""
+        return bool(self._fast and self._fast.optimized)
 
     def move(self, device: torch.device) -> None:
         """Move it to the device, in the dtype that is right there; needed before the first ``encode``."""
@@ -95,8 +110,13 @@ class Vae:
         if self._video:
             pixels = pixels.unsqueeze(2)
         with torch.inference_mode():
-            latent = self._latent_of((pixels * 2 - 1).to(self._dtype).to(self._device))
+            pixels = (pixels * 2 - 1).to(self._dtype).to(self._device)
+            latent = self._fast.encode(pixels, on_layer) if self._fast else self._latent_of(pixels)
             return latent.to("cpu", torch.float32)
+
+    def _original_weights(self) -> dict[str, torch.Tensor]:
+        parameters = dict(self._module.named_parameters())
+        return {name: parameters[current] for name, current in (self._weight_names or {}).items()}
 
     def _before_layer(self, *_: Any) -> None:
         self._on_layer(min(1.0, self._layers_done / len(self._layers)))
@@ -110,14 +130,19 @@ def crop(pixels: torch.Tensor, factor: int) -> torch.Tensor:
     return pixels[..., top : top + height, left : left + width]
 
 
-def load_vae(files: VaeFiles, device: torch.device) -> Vae:
+def load_vae(files: VaeFiles, device: torch.device, *, optimize: bool) -> Vae:
     """Read a VAE into the device's memory.
+
+    Args:
+        optimize: encode the faster way, where there is one.
 
     Raises:
         LatentEncoderError: VAE_MODEL_INVALID for a damaged file and a family that is not known; OUT_OF_MEMORY.
     """
     vae = _read(files)
     vae.move(device)
+    if optimize:
+        vae.optimize()
     return vae
 
 
@@ -177,12 +202,17 @@ def _wan(name: str, weights: Weights) -> Vae:
         raise _incomplete(name, error) from error
     _check_all_converted(name, weights, converted)
     module = _build(model, config, converted, name)
+    current = {id(tensor): key for key, tensor in converted.items()}
+    encoder = {
+        key: current[id(tensor)] for key, tensor in weights.items() if not key.startswith(("decoder.", "conv2."))
+    }
     return Vae(
         module,
         lambda pixels: module.encode(pixels).latent_dist.mode(),
         channels=channels,
         video=True,
         half_types=("bfloat16", "float16"),
+        weight_names=encoder if understands(encoder) else None,
     )
 
 

@@ -19,7 +19,7 @@ from .listener import Listener
 OLDEST_VERSION = (0, 3, 64)
 LOOK_SECONDS = 10.0
 CALL_SECONDS = 30.0
-OUR_NODES = ("EncodeToLatentFile", "SaveLatentToDisk")
+OUR_NODES = ("EncodeToLatentFile", "SaveLatentToDisk", "OptimizeVAEForEncoding")
 # What the built-in workflow fills in; a pack of another version may lack some of it.
 OUR_INPUTS = {
     "EncodeToLatentFile": frozenset(

@@ -12,7 +12,7 @@ from latent_encoder.service.engines.base import EncodeJob
 
 Prompt = dict[str, dict[str, Any]]
 
-ENCODE, SAVE = "EncodeToLatentFile", "SaveLatentToDisk"
+ENCODE, SAVE, OPTIMIZE = "EncodeToLatentFile", "SaveLatentToDisk", "OptimizeVAEForEncoding"
 CHILDREN = 4  # what EncodeToLatentFile expands into
 FIELDS = ("image", "vae_model_name", "upscale_method", "megapixels", "resolution_steps")
 """What a workflow takes from a request, by the request's own names (``image``: the picture)."""
@@ -120,12 +120,19 @@ class Workflow:
         return dict(records[0])
 
 
-def built_in() -> Workflow:
-    """VAELoader and EncodeToLatentFile, as ``workflows/api/encode.json`` has them."""
+def built_in(*, optimize: bool = True) -> Workflow:
+    """VAELoader and EncodeToLatentFile, as ``workflows/api/encode.json`` has them.
+
+    Args:
+        optimize: put OptimizeVAEForEncoding between them.
+    """
     # The VAELoader is a node of the prompt, not of the expansion: else ComfyUI loads the VAE anew for each picture.
     prompt: Prompt = {
         "1": {"class_type": "VAELoader", "inputs": {}},
         "2": {"class_type": ENCODE, "inputs": {"vae": ["1", 0]}},
     }
+    if optimize:
+        prompt["3"] = {"class_type": OPTIMIZE, "inputs": {"vae": ["1", 0]}}
+        prompt["2"]["inputs"]["vae"] = ["3", 0]
     targets = {field: Target("2", field) for field in FIELDS} | {"vae_model_name": Target("1", "vae_name")}
     return Workflow(prompt, "2", targets)
