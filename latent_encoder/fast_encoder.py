@@ -76,10 +76,11 @@ class FastEncoder:
         Args:
             on_layer: called before each layer of the fast way with the part that is done; what it raises ends the call.
         """
-        self.optimized = pixels.ndim == 5 and pixels.shape[2] == 1 and self._is_trusted(pixels)
+        self.optimized = pixels.ndim == 5 and pixels.shape[2] == 1 and self.trusts(pixels)
         return encode_frame(self._weights(), pixels, on_layer=on_layer) if self.optimized else self._stock(pixels)
 
-    def _is_trusted(self, pixels: torch.Tensor) -> bool:
+    def trusts(self, pixels: torch.Tensor) -> bool:
+        """Whether a frame of this dtype and on this device goes the fast way; the first time this is tried out."""
         kind = f"{pixels.dtype} on {pixels.device}"
         if kind not in self._trusted:
             self._trusted[kind] = self._self_check(pixels, kind)

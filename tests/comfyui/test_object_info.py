@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from comfyui.prompts import run as run_prompt
 from comfyui.prompts import save_probe
@@ -12,6 +15,7 @@ DISPLAY_NAMES = {
     "SaveLatentToDisk": "Save Latent to Disk",
     "LoadLatentFromDisk": "Load Latent from Disk",
     "PublishLatentToKafka": "Publish Latent to Kafka",
+    "OptimizeVAEForEncoding": "Optimize VAE for Encoding",
 }
 INPUTS = {
     "EncodeToLatentFile": [
@@ -29,13 +33,17 @@ INPUTS = {
     "SaveLatentToDisk": ["samples", "filename_prefix", "file_format", "if_exists", "folder", "preview"],
     "LoadLatentFromDisk": ["latent_file", "vae"],
     "PublishLatentToKafka": ["record", "topic", "key", "payload", "correlation_id"],
+    "OptimizeVAEForEncoding": ["vae"],
 }
 OUTPUTS = {
     "EncodeToLatentFile": ["LATENT", "LATENT_RECORD", "STRING"],
     "SaveLatentToDisk": ["LATENT", "LATENT_RECORD", "STRING"],
     "LoadLatentFromDisk": ["LATENT", "LATENT_RECORD"],
     "PublishLatentToKafka": ["LATENT_RECORD", "STRING"],
+    "OptimizeVAEForEncoding": ["VAE"],
 }
+NOT_OUTPUT_NODES = ("LoadLatentFromDisk", "OptimizeVAEForEncoding")
+ENGLISH = json.loads((Path(__file__).parents[2] / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
 DEFAULTS = {
     "upscale_method": "lanczos",
     "megapixels": 1.0,
@@ -66,7 +74,7 @@ def test_node_is_listed(server: Server, name: str) -> None:
     assert "latent" in info["category"].lower()
     assert info["description"]
     assert info["output"] == OUTPUTS[name]
-    assert info["output_node"] is (name != "LoadLatentFromDisk")
+    assert info["output_node"] is (name not in NOT_OUTPUT_NODES)
 
 
 @pytest.mark.parametrize("name", DISPLAY_NAMES)
@@ -75,6 +83,21 @@ def test_every_input_has_a_tooltip(server: Server, name: str) -> None:
     assert list(inputs) == INPUTS[name]
     for input_name, (_, options) in inputs.items():
         assert options.get("tooltip", "").strip(), input_name
+
+
+@pytest.mark.parametrize("name", DISPLAY_NAMES)
+def test_the_english_texts_are_the_schemas(server: Server, name: str) -> None:
+    info, text = server.client.object_info(name)[name], ENGLISH[name]
+    assert (text["display_name"], text["description"]) == (info["display_name"], info["description"])
+    told = {key: options["tooltip"] for key, (_, options) in inputs_of(info).items()}
+    assert {key: words["tooltip"] for key, words in text["inputs"].items()} == told
+    # The editor's i18n would read an @ as a link to another text.
+    outputs = dict(
+        enumerate(
+            tip.replace("topic[partition]@offset", "its topic, partition and offset") for tip in info["output_tooltips"]
+        )
+    )
+    assert {int(key): words["tooltip"] for key, words in text["outputs"].items()} == outputs
 
 
 def test_defaults_and_choices(server: Server) -> None:

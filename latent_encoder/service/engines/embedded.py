@@ -133,7 +133,7 @@ class EmbeddedEngine:
             }
             return EncodedLatent(*encode_latent({"samples": samples}, file_format=job.file_format, record=record))
 
-    def _encode(self, vae: Vae, pixels: torch.Tensor, call: Call) -> tuple[torch.Tensor, bool]:
+    def _encode(self, vae: Vae, pixels: torch.Tensor, call: Call) -> tuple[torch.Tensor, bool | None]:
         def on_layer(part: float) -> None:
             self._go_on(call)
             call.report_progress(part)

@@ -74,14 +74,18 @@ class Vae:
             layer.register_forward_pre_hook(self._before_layer)
 
     def optimize(self) -> None:
-        """Encode the faster way from now on, where there is one."""
+        """Encode the faster way from now on, where there is one; to be called after ``move``."""
+        import torch
+
         if self._weight_names:
             self._fast = FastEncoder(self._latent_of, self._original_weights)
+            with torch.inference_mode():  # the self-check, so that no picture's progress shows it
+                self._fast.trusts(torch.empty(1, self._channels, 1, 8, 8, dtype=self._dtype, device=self._device))
 
     @property
-    def optimized(self) -> bool:
-        """Whether the last picture was encoded the faster way."""
-        return bool(self._fast and self._fast.optimized)
+    def optimized(self) -> bool | None:
+        """Whether the last picture was encoded the faster way; None where there is none, or it was not asked for."""
+        return self._fast.optimized if self._fast else None
 
     def move(self, device: torch.device) -> None:
         """Move it to the device, in the dtype that is right there; needed before the first ``encode``."""
