@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure this pack against its peers; each figure is a ratio or a time from one run in which both sides alternate.
 
-    python benchmarks/run.py [encode] [save] [import] [service] [kafka] [--quick] [--folder FOLDER] [--results FILE]
+    python benchmarks/run.py [MEASUREMENT ...] [--quick] [--folder FOLDER] [--results FILE]
 
 See docs/benchmarks.md.
 """
@@ -21,10 +21,11 @@ sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import encode, import_time, kafka, machine, save, service
+from benchmarks import encode, encoders, import_time, kafka, machine, save, service
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui
 
 MEASUREMENTS = {
+    "encoders": ("Encoders", encoders.measure),
     "encode": ("Encoding", encode.measure),
     "save": ("Saving", save.measure),
     "import": ("The pack's import", import_time.measure),
@@ -38,7 +39,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results.md"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "measurements", nargs="*", metavar="encode | save | import | service | kafka", help="default: all"
+        "measurements", nargs="*", metavar="encoders | encode | save | import | service | kafka", help="default: all"
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, says little")
     parser.add_argument(
