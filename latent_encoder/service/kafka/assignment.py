@@ -40,7 +40,7 @@ class Work:
         deaths: how many workers are known to have died of it.
         attempts: how often it was tried in this process.
         alone: it is tried with nothing beside it, to find out whether the engine is there again.
-        engines_lost: how often the engine was lost then.
+        engines_lost, engines_lost_beside: how often the engine was lost then, and how often while others ran, too.
         response: its answer, once there is one; with ``error`` where it failed.
         shorter: how much is left out of its answer and of its dead letter, because their topics take no more.
     """
@@ -53,6 +53,7 @@ class Work:
     attempts: int = 0
     alone: bool = False
     engines_lost: int = 0
+    engines_lost_beside: int = 0
     response: EncodeResponse | None = None
     error: LatentEncoderError | None = None
     done: bool = False

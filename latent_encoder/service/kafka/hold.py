@@ -12,7 +12,7 @@ from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeRequest, EncodeResponse
 from latent_encoder.service.readiness import Readiness
 
-from .assignment import MOST_DEATHS, Partition, Work
+from .assignment import Partition, Work
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
@@ -21,15 +21,16 @@ ENGINE_AWAY = ("ENGINE_UNAVAILABLE", "NODES_MISSING")
 DISK_AWAY = ("DISK_FULL", "OUTPUT_DIR_NOT_WRITABLE")
 FIRST_SECONDS, LONGEST_SECONDS = 1.0, 15.0
 
+MOST_LOSSES_BESIDE = 3
+"""A picture that was with the engine so often when it was lost is tried alone before anything else goes on."""
+
 logger = logging.getLogger(__name__)
 
 
-def is_away(request: EncodeRequest | None, response: EncodeResponse, settings: Settings, readiness: Readiness) -> bool:
+def is_away(request: EncodeRequest | None, response: EncodeResponse, settings: Settings) -> bool:
     """Whether a request failed because of what every other one needs, too."""
     code = response.error_code
-    if code in ENGINE_AWAY:
-        return not readiness.update()
-    if code == "DISK_FULL":
+    if code == "DISK_FULL" or code in ENGINE_AWAY:  # the engine may be back by now: it was away all the same
         return True
     if code == "OUTPUT_DIR_NOT_WRITABLE":  # a folder of its own may be wrong for it alone
         return request is None or request.output_dir is None
@@ -37,6 +38,16 @@ def is_away(request: EncodeRequest | None, response: EncodeResponse, settings: S
         gone = [root for root in settings.input_roots if not root.is_dir()]
         return any(Path.cwd().joinpath(request.image_path).is_relative_to(root) for root in gone)
     return False
+
+
+def count_loss(work: Work, response: EncodeResponse) -> None:
+    """Note what the engine was lost over. Where it encoded nothing else, it goes away because of this picture."""
+    if response.error_code not in ENGINE_AWAY:
+        return
+    if work.alone:
+        work.engines_lost += 1
+    else:
+        work.engines_lost_beside += 1
 
 
 class Hold:
@@ -62,24 +73,26 @@ class Hold:
         if response.error_code == "IMAGE_NOT_FOUND":  # whoever asks for our health is told no picture's name
             message, hint = "A folder of INPUT_ROOTS is not there.", "Mount it again."
         self.error = LatentEncoderError(response.error_code or "INTERNAL", message, hint)
-        self._engine_away = self.error.code in ENGINE_AWAY
+        self._engine_away = self.error.code in ENGINE_AWAY and not self._readiness.update()
         self._try_at = time.monotonic() + self._pause
 
-    def is_guilty(self, work: Work, response: EncodeResponse) -> bool:
-        """Whether the engine goes away because of this picture: it was there, and encoded nothing else."""
-        if not work.alone or response.error_code not in ENGINE_AWAY:
-            return False
-        work.engines_lost += 1
-        return work.engines_lost >= MOST_DEATHS
-
     def end(self) -> None:
-        """Something went well, or failed by itself: everything may go on."""
+        """Something went well, or failed by itself: everything may go on, but for a picture that is to be tried alone
+        first: one that takes one of several engines down would never be alone otherwise."""
+        self._pause, self._try_at = FIRST_SECONDS, 0.0
+        if any(work.engines_lost_beside >= MOST_LOSSES_BESIDE for work in self._works):
+            return
         if self.error is not None:
             logger.info("Consumption goes on")
-        self.error, self._pause, self._try_at = None, FIRST_SECONDS, 0.0
+        self.error = None
 
-    def due(self, owned: Callable[[Partition], bool]) -> list[Work]:
-        """Take the work that is to be tried now: one to find out, all once nothing is away, and what is too late."""
+    def due(self, owned: Callable[[Partition], bool], *, busy: bool) -> list[Work]:
+        """Take the work that is to be tried now: one to find out, all once nothing is away, and what is too late.
+
+        Args:
+            owned: whether an assignment still holds.
+            busy: whether anything is being encoded: what is tried to find out has nothing beside it.
+        """
         self._works = [work for work in self._works if owned(work.partition)]
         if self.error is not None and not self._works:
             return self._without_work()
@@ -89,15 +102,23 @@ class Hold:
             if self._engine_away and self._readiness.error() is None:  # it is asked every second
                 self._engine_away, self._try_at = False, 0.0
             due = [work for work in self._works if work.incoming.is_late]
-            if not due and time.monotonic() >= self._try_at:
-                ready = self.error.code not in ENGINE_AWAY or self._readiness.update()
-                due = self._works[:1] if ready else []
-                for work in due:
-                    work.alone = True
-                self._pause = min(2 * self._pause, LONGEST_SECONDS)
-                self._try_at = time.monotonic() + self._pause
+            if not due and not busy and time.monotonic() >= self._try_at:
+                return self._probe(self.error.code)
+        for work in due:
+            work.alone = False
         self._works = [work for work in self._works if work not in due]
         return due
+
+    def _probe(self, code: str) -> list[Work]:
+        """The one work that finds out; none where the engine itself says that it is away."""
+        self._pause = min(2 * self._pause, LONGEST_SECONDS)
+        self._try_at = time.monotonic() + self._pause
+        if code in ENGINE_AWAY and not self._readiness.update():
+            return []
+        work = max(self._works, key=lambda work: work.engines_lost_beside)
+        work.alone = True
+        self._works.remove(work)
+        return [work]
 
     def _without_work(self) -> list[Work]:
         """Nothing is left to find out with: the next message does."""

@@ -24,7 +24,7 @@ from latent_encoder.service.signals import Signals
 
 from .assignment import MOST_DEATHS, Assignment, Partition, Work
 from .dead_letters import dead_letter_record
-from .hold import Hold, is_away
+from .hold import Hold, count_loss, is_away
 from .marks import Marks
 from .messages import Incoming, answer_record, read_request
 from .numbers import Numbers
@@ -74,7 +74,7 @@ class Worker:
         name: str,
     ) -> None:
         self._settings, self._encoder, self._consumer, self._publisher = settings, encoder, consumer, publisher
-        self._readiness, self._numbers, self._signals, self._name = readiness, numbers, signals, name
+        self._numbers, self._signals, self._name = numbers, signals, name
         slots = encoder.engine.slots
         self._limit = 2 * slots  # as many wait for a slot as are in one: no slot waits for this thread
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="encode")
@@ -224,8 +224,9 @@ class Worker:
             if response.status == "success":
                 self._hold.end()
                 self._finish(work, response, None)
-            elif is_away(work.incoming.request, response, self._settings, self._readiness):
-                if self._hold.is_guilty(work, response):
+            elif is_away(work.incoming.request, response, self._settings):
+                count_loss(work, response)
+                if work.engines_lost >= MOST_DEATHS:
                     self._fail(work, _loses_the_engine(work.engines_lost))
                 else:
                     self._hold.begin(work, response)
@@ -239,7 +240,7 @@ class Worker:
 
     def _try_again(self) -> None:
         """Run what is held where what was away may be there again, or its deadline has passed."""
-        for work in self._hold.due(self._assignment.owns):
+        for work in self._hold.due(self._assignment.owns, busy=bool(self._running)):
             work.attempts -= 1  # that something was away is not the message's fault
             self._run(work)
 
@@ -317,7 +318,7 @@ class Worker:
                 work.error,
                 group=settings.kafka_consumer_group,
                 worker=self._name,
-                attempts=max(1, work.attempts or work.deaths),
+                attempts=max(1, work.attempts, work.deaths, work.engines_lost),
                 shorter=work.shorter.get(DEAD_LETTER, 0),
             )
         return records
