@@ -63,8 +63,8 @@ def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> li
         "",
         "Targets: at most 1.02x of ComfyUI's own nodes, 1.05x of the bare encode.",
         "",
-        f"The whole job with the faster encoder, at 1 megapixel, {len(large_times[STOCK])} rounds; latents differ by at "
-        f"most {large.largest_difference():.1e}:",
+        f"The whole job with the faster encoder, at 1 megapixel, {len(large_times[STOCK])} rounds; latents differ by "
+        f"at most {large.largest_difference():.1e}:",
         "",
         *table(
             ["", "median (lowest to highest)", "of ComfyUI's own nodes"],

@@ -78,12 +78,16 @@ def graph_metadata(prompt: Mapping[str, Any] | None, extra_pnginfo: Any) -> dict
     """The header's ``prompt``, ``workflow`` and the like, as ComfyUI's own SaveLatent writes them.
 
     Args:
-        extra_pnginfo: what the client sent along; ComfyUI does not check that it is an object.
+        extra_pnginfo: what the client sent along; ComfyUI does not check that it is an object. With
+            ``latent_encoder.keep_graph`` false nothing is kept: the service's graph names its own temporary files.
     """
     # ComfyUI leaves each node's fingerprint in the prompt, and a NaN there is no JSON for anybody but Python.
     nodes = {key: {k: v for k, v in node.items() if k != "is_changed"} for key, node in (prompt or {}).items()}
     metadata = {"prompt": json.dumps(nodes)} if nodes else {}
     extra = extra_pnginfo if isinstance(extra_pnginfo, Mapping) else {}
+    told = extra.get("latent_encoder")
+    if isinstance(told, Mapping) and told.get("keep_graph") is False:
+        return {}
     return metadata | {key: json.dumps(value) for key, value in extra.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,8 @@ def test_the_latent_is_what_that_comfyui_makes_of_the_picture_by_hand(
     by_hand_samples = load_file(comfyui_server.output / f"by_hand_{optimize}_00001_.latent")["latent_tensor"]
     difference = (load(encoded.content)["latent_tensor"] - by_hand_samples).abs().max()
     assert difference < 2e-5 if optimize else difference == 0
+    header = json.loads(encoded.content[8 : 8 + int.from_bytes(encoded.content[:8], "little")])
+    assert not {"prompt", "workflow"} & header["__metadata__"].keys(), "a graph of ours, with our temporary names"
     assert encoded.record["optimized"] is (True if optimize else None)
     assert encoded.record["engine_version"] == engine.version() == comfyui_server.host.version
     engine.close()

@@ -154,6 +154,12 @@ def test_a_prompt_that_asks_for_nothing(extra: Any) -> None:
     assert isinstance(graph_metadata({"1": {"class_type": "A"}}, extra)["prompt"], str)
 
 
+def test_a_graph_that_its_sender_does_not_want_kept() -> None:
+    graph = {"1": {"class_type": "A"}}
+    assert graph_metadata(graph, {"latent_encoder": {"keep_graph": False}, "workflow": {}}) == {}
+    assert graph_metadata(graph, {"latent_encoder": {"keep_graph": 0, "request_id": "a"}}).keys() > {"prompt"}
+
+
 def test_what_a_prompt_asks_for() -> None:
     told = {"request_id": "order-17", "image_name": "a b/ü.png"}
     assert requested({"latent_encoder": told | {"other": 1}}) == told

@@ -128,7 +128,7 @@ class Sending:
     def _encode(self, image: str) -> dict[str, Any]:
         """Run the prompt; the LatentRecord of what it saved."""
         prompt = self._workflow.fill(self._job, image, f"{FOLDER}/{self._slot}")
-        told = {"request_id": self._job.request_id, "image_name": self._job.picture.name}
+        told = {"request_id": self._job.request_id, "image_name": self._job.picture.name, "keep_graph": False}
         self._prompt_id = str(uuid.uuid4())
         try:
             entry = run_prompt(
