@@ -153,6 +153,16 @@ def test_a_replay_shows_first_and_then_sends_byte_for_byte(broker: Broker, topic
     assert len(read_topic(broker.bootstrap, topics.request)) == 7
 
 
+def test_a_place_that_is_not_there_is_named_and_nothing_is_sent(
+    broker: Broker, topics: Topics, commands: Commands
+) -> None:
+    fail(broker, topics, request("a"))
+    refused = commands.run("dlq", "replay", "0:0", "99:0", "--yes")
+    assert refused.code == 1
+    assert "99:0" in refused.said
+    assert len(read_topic(broker.bootstrap, topics.request)) == 1
+
+
 def test_what_cannot_be_replayed(broker: Broker, topics: Topics, commands: Commands) -> None:
     fail(broker, topics, request("large"), shorter=1)
     produce(broker.bootstrap, topics.dlq, [{"value": b"of another program", "partition": 0}])

@@ -53,7 +53,12 @@ def replay(settings: Settings, chosen: Choice, *, yes: bool, again: bool) -> int
         LatentEncoderError: KAFKA_UNAVAILABLE.
     """
     brokers = Brokers(settings, f"dlq-{uuid4().hex[:8]}")
-    plan = _plan(brokers, find_letters(brokers, chosen), again)
+    found = find_letters(brokers, chosen)
+    if missing := set(chosen.places) - {entry.place for entry in found}:
+        topic, places = settings.kafka_dlq_topic, ", ".join(sorted(missing))
+        logger.error("There is no such dead letter in '%s': %s. Nothing is sent.", topic, places)
+        return FAILED
+    plan = _plan(brokers, found, again)
     print_table(plan.send)
     for entry, reason in plan.left_out:
         print(f"{entry.place} is left out: {reason}.")
