@@ -159,6 +159,13 @@ def client_logger(name: str, properties: Mapping[str, Any]) -> logging.Logger:
     return logger
 
 
+def hide_secrets(logger: logging.Logger, properties: Mapping[str, Any]) -> None:
+    """Let a logger that repeats what the Kafka library says do it without the secrets of these settings."""
+    for old in [entry for entry in logger.filters if isinstance(entry, _WithoutSecrets)]:
+        logger.removeFilter(old)
+    logger.addFilter(_WithoutSecrets(properties))
+
+
 def load_confluent_kafka() -> Any:
     """The module ``confluent_kafka``.
 
@@ -178,16 +185,27 @@ def load_confluent_kafka() -> Any:
         ) from error
 
 
-class _ClientLog(logging.Filter):
-    """Rewrites each line without its secrets, and drops the one that was logged just before."""
+class _WithoutSecrets(logging.Filter):
+    """Rewrites each line without its secrets."""
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         super().__init__()
         self._properties = dict(properties)
-        self._logged: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = without_secrets(record.getMessage(), self._properties), ()
+        return True
+
+
+class _ClientLog(_WithoutSecrets):
+    """Also drops the line that was logged just before."""
+
+    def __init__(self, properties: Mapping[str, Any]) -> None:
+        super().__init__(properties)
+        self._logged: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        super().filter(record)
         if record.msg.startswith("CONFWARN") and "property and will be ignored by this" in record.msg:
             return False  # one client.properties serves consumers and producers
         line, now = _VARYING.sub("", record.msg), time.monotonic()

@@ -27,6 +27,7 @@ from latent_encoder.service.kafka import (
     messages,
     numbers,
     process,
+    transactions,
     worker,
 )
 from latent_encoder.service.kafka.document import make_document, worker_metrics
@@ -276,6 +277,7 @@ def test_what_librdkafka_is_told_by_default() -> None:
     told = consumer | client_config.producer(settings, "me", "g.me")
     ours = set(told) - set(client_config.CONNECTION.values()) - {"logger"}
     forced = {"client.id", "group.protocol", "auto.offset.reset", "partitioner", "allow.auto.create.topics"}
+    forced.add("partition.assignment.strategy")
     for name in ours - forced - kafka_properties.GUARANTEES:
         assert written(name) and written(str(told[name])), name
         assert f"| `{name}` |" not in TEXT or f"| `{name}` | `{told[name]}` |" in TEXT
@@ -283,12 +285,13 @@ def test_what_librdkafka_is_told_by_default() -> None:
     dropped = client_config.consumer(settings.model_copy(update={"kafka_group_protocol": "consumer"}), "me")
     assert consumer.keys() - dropped.keys() == set(client_config.SET_BY_THE_BROKER)
     rows = re.findall(r"^\| `([a-z.]+)` \|", TEXT.partition("The defaults that are ours")[2], re.MULTILINE)
-    assert rows[:3] == ["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"]
-    assert set(rows[:3]) == set(client_config.SET_BY_THE_BROKER)  # "the first three", as the text has it
+    assert rows[:2] == ["session.timeout.ms", "heartbeat.interval.ms"]  # "the first two", as the text has it
+    assert {*rows[:2], "partition.assignment.strategy"} == set(client_config.SET_BY_THE_BROKER)
+    assert not set(rows) & set(client_config.OURS)
 
 
 def test_every_name_that_is_refused() -> None:
-    for name in kafka_properties.GUARANTEES | kafka_properties.RUNS_CODE:
+    for name in kafka_properties.GUARANTEES | kafka_properties.RUNS_CODE | set(client_config.OURS):
         assert written(name), name
 
 
@@ -300,7 +303,7 @@ def test_every_metric() -> None:
 
 
 def test_numbers() -> None:
-    attempts, deaths, at_once = worker.MOST_ATTEMPTS, assignment.MOST_DEATHS, worker.MOST_AT_ONCE
+    attempts, deaths, at_once = worker.MOST_ATTEMPTS, assignment.MOST_DEATHS, transactions.MOST_AT_ONCE
     for words in (
         f"tried {attempts} times in place",
         f"After {deaths} counted deaths",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,10 @@ needs half a second until the next ones come then; the second number of encodes 
 """
 
 MOST_WAITING_BYTES = 1 << 22
-"""Nor are more taken of a partition beyond so many bytes."""
+"""Nor are more taken of a partition beyond so many bytes, headers and keys included."""
+
+MARK_SECONDS = 0.2
+"""The pause after a mark that could not be made."""
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +111,8 @@ class Assignment:
         window: how many messages of a partition may be begun and unanswered; as many are marked, one at a time, after
             an assignment, for any of them may be what the owner before died of.
         changed: called after each change, with the number of partitions.
+        joined, lost: called when the group has given partitions to this worker (or none), and when it has taken them
+            away without being asked.
         reachable: whether the brokers answer, as far as is known.
     """
 
@@ -116,12 +122,15 @@ class Assignment:
         marks: Marks,
         window: int,
         changed: Callable[[int], None],
+        joined: Callable[[], None],
+        lost: Callable[[], None],
         reachable: Callable[[], bool],
     ) -> None:
         self._consumer, self._marks, self._window = consumer, marks, window
-        self._changed, self._reachable = changed, reachable
+        self._changed, self._joined, self._lost, self._reachable = changed, joined, lost, reachable
         self._owned: dict[tuple[str, int], Partition] = {}
         self._held = False
+        self._mark_at = 0.0
 
     def subscribe(self, topic: str) -> None:
         """Join the group."""
@@ -149,7 +158,7 @@ class Assignment:
         partition = self._owned.get((incoming.topic, incoming.partition))
         if partition:
             partition.waiting.append(incoming)
-            partition.waiting_bytes += len(incoming.value or b"")
+            partition.waiting_bytes += incoming.size
 
     def hold(self, held: bool) -> None:
         """Take no more messages from the brokers, or go on."""
@@ -173,7 +182,7 @@ class Assignment:
             may_begin: whether a message may be begun just now.
             busy: how much work is in hand; a message that a worker has died of runs with nothing beside it.
         """
-        if any(work.deaths for work in self.begun):
+        if any(work.deaths for work in self.begun) or time.monotonic() < self._mark_at:
             return None
         heads = [partition for partition in self if partition.waiting and may_begin(partition.waiting[0])]
         suspects = [partition for partition in heads if partition.deaths_of(partition.waiting[0])]
@@ -198,10 +207,11 @@ class Assignment:
                 self._marks.write(self._consumer, {partition.at(incoming.offset): work.deaths}, begun=True)
             except KafkaException as error:
                 logger.info("A message is not begun yet, for it cannot be marked: %s", error.args[0].str())
+                self._mark_at = time.monotonic() + MARK_SECONDS
                 return None
             work.marked = True
         partition.waiting.popleft()
-        partition.waiting_bytes -= len(incoming.value or b"")
+        partition.waiting_bytes -= incoming.size
         partition.begun.append(work)
         return work
 
@@ -209,7 +219,7 @@ class Assignment:
         consumer.incremental_assign(partitions)
         self._apply_pause(partitions, paused=self._held)  # the library keeps a pause over a revocation
         try:
-            found = self._marks.read(consumer, partitions)
+            found = self._marks.read(consumer, partitions) if partitions else []
         except Exception as error:  # no reason not to work
             logger.warning("The marks of earlier workers cannot be read: %s", error)
             found = [(None, Mark())] * len(partitions)
@@ -220,6 +230,7 @@ class Assignment:
                 logger.warning("%d workers have died of the message at %s[%d]@%s", mark.deaths, part.topic,
                                part.partition, offset)  # fmt: skip
         self._log("Assigned", partitions)
+        self._joined()
 
     def _revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         begun = [work for partition in self._drop(partitions) for work in partition.begun]
@@ -238,6 +249,7 @@ class Assignment:
         self._drop(partitions)
         consumer.incremental_unassign(partitions)
         self._log("Lost", partitions)
+        self._lost()
 
     def _drop(self, partitions: list[TopicPartition]) -> list[Partition]:
         """Forget these; what runs for them is cancelled, for the next owner runs it, or finds its file."""

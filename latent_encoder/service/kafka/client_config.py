@@ -35,8 +35,14 @@ TRANSACTION_TIMEOUT_MS = 15_000
 OF_THE_NODE = "latent_encoder."
 """What PublishLatentToKafka alone reads in such a file."""
 
-OURS = ("client.id", "group.protocol", "auto.offset.reset", "partition.assignment.strategy")
-"""What a worker sets itself."""
+OURS = (
+    "client.id",
+    "group.instance.id",  # one file serves many workers: they would fence each other
+    "group.protocol",
+    "auto.offset.reset",
+    "partition.assignment.strategy",
+)
+"""What a worker sets itself, or leaves alone."""
 
 ALIASES = {"metadata.broker.list": "bootstrap.servers", "sasl.mechanisms": "sasl.mechanism"}
 
@@ -71,7 +77,6 @@ def consumer(settings: Settings, client_id: str) -> dict[str, Any]:
     """For the worker's consumer: nothing is committed by itself, aborted transactions are not seen."""
     defaults: dict[str, Any] = {
         "session.timeout.ms": SESSION_TIMEOUT_MS,
-        "partition.assignment.strategy": "cooperative-sticky",
         "queued.max.messages.kbytes": 16_384,
     }
     properties = defaults | connection(settings)
@@ -81,6 +86,7 @@ def consumer(settings: Settings, client_id: str) -> dict[str, Any]:
             "INVALID_REQUEST", f"'session.timeout.ms' is {session!r}, not a whole number of milliseconds."
         )
     properties.setdefault("heartbeat.interval.ms", max(100, int(session) // 4))
+    properties["partition.assignment.strategy"] = "cooperative-sticky"
     if settings.kafka_group_protocol == "consumer":
         properties = {name: value for name, value in properties.items() if name not in SET_BY_THE_BROKER}
     return properties | {

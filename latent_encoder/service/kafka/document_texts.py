@@ -7,7 +7,8 @@ from typing import Any
 from latent_encoder.kafka_message import RECORD_HEADER
 
 from .assignment import MOST_DEATHS
-from .worker import MOST_AT_ONCE, MOST_ATTEMPTS
+from .transactions import MOST_AT_ONCE
+from .worker import MOST_ATTEMPTS
 
 GUARANTEES = {
     "file": "A latent file is placed once, whole, under the request's id; the first writer wins.",
@@ -22,12 +23,13 @@ GUARANTEES = {
     "order": "Answers are published in the order of their requests' partition; across partitions there is no order.",
     "deadline": "A request whose deadline has passed is answered TIMEOUT.",
     "retries": f"A failure that may pass (retryable) is tried {MOST_ATTEMPTS} times in place, then it is final.",
-    "poison": f"A message that {MOST_DEATHS} workers are known to have died of is answered INTERNAL; one more may have"
-    " died of it unseen.",
+    "poison": f"A message that {MOST_DEATHS} workers are known to have died of is answered from its file, should that"
+    " be there, else INTERNAL; one more may have died of it unseen.",
     "away": "An engine, a disk or a folder of pictures that is away stops consumption and readiness; nothing is"
     " dead-lettered for that.",
-    "at_least_once": "KAFKA_DELIVERY=at_least_once sends records first and commits offsets then, without transactions:"
-    " a crash between the two sends answers and dead letters again.",
+    "at_least_once": "KAFKA_DELIVERY=at_least_once sends the records of one message at a time and commits its offset"
+    " then, without transactions: what comes between the two (a crash, a rebalance, a commit or a second record that"
+    " fails) sends answers and dead letters again.",
 }
 
 REQUEST_FIELDS = {

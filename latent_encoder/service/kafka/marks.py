@@ -74,7 +74,7 @@ class Marks:
         if not any(mark.by not in (None, self._own) for _, mark in found):
             return found
         try:
-            alive = self._members()
+            alive = self._members(MEMBERS_SECONDS)
         except Exception as error:
             logger.warning("It is not known which workers live: %s", error)
             return found
@@ -99,14 +99,25 @@ class Marks:
             if result.error:
                 raise KafkaException(result.error)
 
+    def is_member(self, seconds: float) -> bool:
+        """Whether the brokers count this worker as a member of the group; False where they do not say so in time."""
+        try:
+            return self._own in self._members(seconds)
+        except Exception:
+            return False
+
+    def poll(self) -> None:
+        """Let the library's log lines of this client out."""
+        self._admin.poll(0)
+
     def _judge(self, mark: Mark, alive: set[str]) -> Mark:
         if mark.by in (None, self._own) or mark.by in alive:
             return mark
         return replace(mark, deaths=mark.deaths + 1)
 
-    def _members(self) -> set[str]:
+    def _members(self, seconds: float) -> set[str]:
         """The ``client.id`` of every worker that is in the group."""
-        description = self._admin.describe_consumer_groups([self._group])[self._group].result(MEMBERS_SECONDS)
+        description = self._admin.describe_consumer_groups([self._group])[self._group].result(seconds)
         return {member.client_id for member in description.members}
 
     def _committed(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:

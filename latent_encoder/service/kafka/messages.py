@@ -61,6 +61,12 @@ class Incoming:
     received_at: float = field(default_factory=time.monotonic)
 
     @property
+    def size(self) -> int:
+        """How many bytes it holds: anybody's headers may be as long as the brokers allow."""
+        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
+
+    @property
     def is_late(self) -> bool:
         """Whether its deadline has passed."""
         deadline = self.request.deadline if self.request else None

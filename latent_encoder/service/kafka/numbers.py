@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -23,6 +24,7 @@ SAID_AGAIN_SECONDS = 30.0
 TRANSACTION_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 15.0)
 
 ALL_DOWN = "/ brokers are down"
+_ADDRESS = re.compile(r"[^\s']*:\d+[^\s:,']*")  # of a broker, as the library writes it
 _VARYING = re.compile(r"\d+")  # the times, counts and ports in what is otherwise the same reason
 
 logger = logging.getLogger(__name__)
@@ -31,13 +33,19 @@ logger = logging.getLogger(__name__)
 class Numbers:
     """The state of one worker.
 
+    Args:
+        hide: takes the secrets out of a text of the Kafka library. Whoever asks for our health is told no addresses,
+            either; the log has them.
+
     Attributes:
         kafka_error: what is the matter with the brokers; None while nothing is.
     """
 
-    def __init__(self, metrics: Metrics, readiness: Readiness) -> None:
-        self.metrics, self._readiness = metrics, readiness
-        self.kafka_error: LatentEncoderError | None = _unavailable("The worker has not joined its group yet.")
+    def __init__(self, metrics: Metrics, readiness: Readiness, hide: Callable[[str], str]) -> None:
+        self.metrics, self._readiness, self._hide = metrics, readiness, hide
+        self.kafka_error: LatentEncoderError | None = None
+        self._outside: LatentEncoderError | None = _unavailable("The worker has not joined its group yet.")
+        self._refused: LatentEncoderError | None = None
         self._hold_error: LatentEncoderError | None = None
         self._send_error: LatentEncoderError | None = None
         self._turned_at = time.monotonic()
@@ -64,7 +72,8 @@ class Numbers:
 
     def error(self) -> LatentEncoderError | None:
         """Why this worker can take no work; None where it can."""
-        return self._readiness.error() or self._hold_error or self._send_error or self.kafka_error or self._silence()
+        of_kafka = self._send_error or self.kafka_error or self._outside or self._refused or self._silence()
+        return self._readiness.error() or self._hold_error or of_kafka
 
     @property
     def is_stuck(self) -> bool:
@@ -86,18 +95,41 @@ class Numbers:
         """This worker has so many partitions now."""
         self._partitions.set(count)
         self._lag.clear()
-        if count >= self._count:  # it was given some: fewer may be for want of brokers
+        if count > self._count:
+            self.readable()
+        elif count == self._count:  # fewer may be for want of brokers
             self.connected()
         self._count = count
 
     def cannot_send(self, reason: str) -> None:
         """Answers do not go out; what else the brokers do says nothing of that."""
-        self._send_error = _unavailable(f"Answers cannot be sent: {reason.rstrip('.')}.")
-        self._say(self._send_error.message)
+        self._send_error = self._told(f"Answers cannot be sent: {reason}")
 
     def sent(self) -> None:
         """Answers go out."""
         self._send_error = None
+        self.connected()
+
+    @property
+    def in_group(self) -> bool:
+        """Whether this worker is a member of its group, as far as is known."""
+        return self._outside is None
+
+    def joined(self) -> None:
+        """This worker is a member of its group."""
+        self._outside = None
+
+    def outside(self, reason: str) -> None:
+        """This worker is no member of its group; that the brokers answer does not make it one."""
+        self._outside = self._told(reason)
+
+    def refused(self, reason: str) -> None:
+        """The requests cannot be read; only a message or a new assignment shows that they can be again."""
+        self._refused = self._told(reason)
+
+    def readable(self) -> None:
+        """Requests come, or are about to."""
+        self._refused = None
         self.connected()
 
     def connected(self) -> None:
@@ -108,16 +140,17 @@ class Numbers:
 
     def trouble(self, reason: str) -> None:
         """The brokers do not do what they should."""
-        kind = _VARYING.sub("", reason)
-        if self.kafka_error is None or kind != ALL_DOWN:  # that they are down never says why
-            self.kafka_error = _unavailable(f"{reason.rstrip('.')}.")
-        self._say(reason)
+        error = self._told(reason)
+        if self.kafka_error is None or _VARYING.sub("", reason) != ALL_DOWN:  # that they are down never says why
+            self.kafka_error = error
 
-    def _say(self, reason: str) -> None:
+    def _told(self, reason: str) -> LatentEncoderError:
+        """Log a reason, where it is not just the last one again; the error that whoever asks for our health is told."""
         kind, now = _VARYING.sub("", reason), time.monotonic()
         if now - self._said.get(kind, -SAID_AGAIN_SECONDS) >= SAID_AGAIN_SECONDS:
             self._said[kind] = now
             logger.warning("Kafka: %s", reason)
+        return _unavailable(f"{_ADDRESS.sub('a broker', self._hide(reason)).rstrip('.')}.")
 
     def _silence(self) -> LatentEncoderError | None:
         """While the brokers let the loop wait for an answer, it cannot say so itself."""

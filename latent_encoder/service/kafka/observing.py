@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer, KafkaException
 
 from .assignment import Assignment
+from .marks import Marks
 from .numbers import Numbers
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 ASK_SECONDS = 1.0
 
 
-def check_topics(consumer: Consumer, settings: Settings, numbers: Numbers) -> None:
-    """Find out whether the brokers answer again, and have our topics."""
+def check_brokers(consumer: Consumer, marks: Marks, settings: Settings, numbers: Numbers) -> None:
+    """Find out whether the brokers answer again, have our topics, and count us as a member of the group."""
     try:
         topics = consumer.list_topics(timeout=ASK_SECONDS).topics
     except KafkaException as error:
@@ -26,8 +27,11 @@ def check_topics(consumer: Consumer, settings: Settings, numbers: Numbers) -> No
     missing = [name for name in wanted if name not in topics or topics[name].error]
     if missing:
         numbers.trouble(f"There is no topic {' and no topic '.join(missing)}, or no right to it")
-    else:
-        numbers.connected()
+        return
+    numbers.connected()
+    # A member without partitions is told nothing under KAFKA_GROUP_PROTOCOL=consumer.
+    if not numbers.in_group and marks.is_member(ASK_SECONDS):
+        numbers.joined()
 
 
 def measure_lag(consumer: Consumer, assignment: Assignment, numbers: Numbers, *, cached: bool) -> None:
@@ -40,7 +44,10 @@ def measure_lag(consumer: Consumer, assignment: Assignment, numbers: Numbers, *,
         try:
             _, high = consumer.get_watermark_offsets(partition.at(0), ASK_SECONDS, cached=cached)
         except KafkaException:
-            continue
+            if cached:
+                continue
+            return  # each of the others may take as long
+        numbers.turned()
         first = partition.waiting[0].offset if partition.waiting else None
         position = first if partition.position is None else partition.position
         if high >= 0:

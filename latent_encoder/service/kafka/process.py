@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from latent_encoder.errors import LatentEncoderError
-from latent_encoder.kafka_properties import without_secrets
+from latent_encoder.kafka_properties import hide_secrets, without_secrets
 from latent_encoder.service.encoder import Encoder
 from latent_encoder.service.engines import make_engine
 from latent_encoder.service.engines.base import Engine
@@ -36,6 +36,9 @@ DONE, FAILED, WRONG_USE, FENCED = 0, 1, 2, 3
 CHECK_SECONDS = 1.0
 RETRY_SECONDS = 2.0
 
+REPEAT_THE_LIBRARY = ("assignment", "marks", "numbers", "process", "transactions", "worker")
+"""The modules whose log lines may hold texts of the Kafka library."""
+
 OUTAGES = (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,10 @@ def work(settings: Settings, signals: Signals) -> int:
         with listen(settings) as listener:
             engine = make_engine(settings)
             readiness = Readiness(engine)
-            numbers = Numbers(Metrics(), readiness)
+            properties = client_config.connection(settings)
+            for module in REPEAT_THE_LIBRARY:
+                hide_secrets(logging.getLogger(f"{__package__}.{module}"), properties)
+            numbers = Numbers(Metrics(), readiness, lambda text: without_secrets(text, properties))
             ready = {engine.name: lambda: float(readiness.error() is None)}
             numbers.metrics.watch("latent_encoder_engine_ready", "1 while the engine can take work.", "engine", ready)
             consumer, publisher, marks = _clients(settings, name, numbers)
@@ -102,12 +108,12 @@ def _clients(settings: Settings, name: str, numbers: Numbers) -> tuple[Consumer,
 def _live(
     worker: Worker, engine: Engine, readiness: Readiness, numbers: Numbers, publisher: Publisher, signals: Signals
 ) -> int:
-    ended = threading.Event()
+    ended, closed = threading.Event(), threading.Event()
     code = FAILED
     try:
         if _start_engine(engine, readiness, numbers, signals) and _start_publisher(publisher, numbers, signals):
             threading.Thread(target=_keep_asking, args=(readiness, ended), name="readiness", daemon=True).start()
-            threading.Thread(target=_watch, args=(numbers, ended), name="watchdog", daemon=True).start()
+            threading.Thread(target=_watch, args=(numbers, closed), name="watchdog", daemon=True).start()
             worker.start()
             while not signals.count:
                 worker.turn()
@@ -121,8 +127,10 @@ def _live(
     finally:
         ended.set()
         readiness.stop()
-        worker.close()
+        numbers.turned()
+        worker.close()  # may hang as well: it commits, and leaves the group
         engine.close()
+        closed.set()
     logger.info("Stopped")
     logging.shutdown()
     if worker.has_threads:
@@ -181,9 +189,9 @@ def _keep_asking(readiness: Readiness, ended: threading.Event) -> None:
         readiness.update()
 
 
-def _watch(numbers: Numbers, ended: threading.Event) -> None:
+def _watch(numbers: Numbers, closed: threading.Event) -> None:
     """End a process whose loop turns no more: a call of the library's may never come back where a broker dies in it."""
-    while not ended.wait(CHECK_SECONDS):
+    while not closed.wait(CHECK_SECONDS):
         if numbers.is_stuck:
             logger.error("The worker's loop has not turned for %d s: it is to be started again", STUCK_SECONDS)
             logging.shutdown()

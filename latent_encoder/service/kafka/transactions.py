@@ -24,6 +24,9 @@ OFFSETS_SECONDS, GRACE_SECONDS = 5.0, 2.0
 IN_DOUBT_SECONDS = 90.0
 """How long a commit whose outcome is unknown is asked for again before the process ends; a new one finds out."""
 
+MOST_AT_ONCE = 20
+"""The answers that share a transaction at most."""
+
 ADMINISTRATORS = (
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
@@ -67,9 +70,14 @@ class NotSent(Exception):
 
 
 class Publisher(Protocol):
-    """Sends records and commits the offsets of the messages that they answer."""
+    """Sends records and commits the offsets of the messages that they answer.
+
+    Attributes:
+        most_at_once: of how many messages ``publish`` is given the records at most.
+    """
 
     producer: Producer
+    most_at_once: int
 
     def start(self) -> None:
         """Make it ready; raises Fenced or NotSent."""
@@ -83,7 +91,8 @@ class Publisher(Protocol):
             consumer: the member of the group that has read the messages.
 
         Raises:
-            RecordTooLarge, NotSent: nothing is visible, and no offset is committed.
+            RecordTooLarge, NotSent: no offset is committed, and of a transaction nothing is visible. Without one, what
+                stands beside the record that was refused may be.
             Fenced: it may be unknown whether it was committed; a new process of the same name learns it.
             CannotGoOn: it was refused for good.
         """
@@ -96,6 +105,8 @@ class ExactlyOnce:
         make_producer: with a transactional id, the same each time.
         turned: told now and then that a call which takes long does not hang.
     """
+
+    most_at_once = MOST_AT_ONCE
 
     def __init__(self, make_producer: Callable[[], Producer], turned: Callable[[], None]) -> None:
         self.producer, self._make_producer, self._turned = make_producer(), make_producer, turned
@@ -115,7 +126,9 @@ class ExactlyOnce:
             self.producer.begin_transaction()
         except KafkaException as error:
             reason = error.args[0]
-            if not (reason.retriable() or reason.txn_requires_abort()):
+            if reason.txn_requires_abort():  # else the next one would fail in the same way
+                self._abort(error, committing=False)
+            elif not reason.retriable():
                 raise Fenced(reason.str()) from error
             raise _judge(error) from error
         committing = False
@@ -199,11 +212,14 @@ class ExactlyOnce:
 
 
 class AtLeastOnce:
-    """Records first, then the offsets: a crash between them sends the same records again.
+    """Records first, then the offsets: a crash between them sends the same records again, and so does a record that is
+    refused beside others. Therefore one message at a time.
 
     Args:
         turned: told now and then that a call which takes long does not hang.
     """
+
+    most_at_once = 1
 
     def __init__(self, make_producer: Callable[[], Producer], turned: Callable[[], None]) -> None:
         self.producer, self._turned = make_producer(), turned

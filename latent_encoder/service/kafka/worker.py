@@ -24,11 +24,12 @@ from latent_encoder.service.signals import Signals
 
 from .assignment import MOST_DEATHS, Assignment, Partition, Work
 from .dead_letters import dead_letter_record
+from .from_file import FromFile
 from .hold import Hold, count_loss, is_away
 from .marks import Marks
 from .messages import Incoming, answer_record, read_request
 from .numbers import Numbers
-from .observing import check_topics, measure_lag
+from .observing import check_brokers, measure_lag
 from .transactions import CannotGoOn, Fenced, NotSent, Publisher, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -41,9 +42,6 @@ DRAIN_SECONDS = 20.0
 """How long what was begun may still be finished and published after the first signal."""
 
 ANSWER, DEAD_LETTER = "answer", "dead letter"
-MOST_AT_ONCE = 20
-"""The answers that share a transaction at most."""
-
 MOST_TAKEN = 16
 """So many messages are read between two looks at what is done."""
 
@@ -78,7 +76,16 @@ class Worker:
         slots = encoder.engine.slots
         self._limit = 2 * slots  # as many wait for a slot as are in one: no slot waits for this thread
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="encode")
-        self._assignment = Assignment(consumer, marks, self._limit, numbers.owned, lambda: numbers.kafka_error is None)
+        self._marks = marks
+        self._assignment = Assignment(
+            consumer,
+            marks,
+            self._limit,
+            changed=numbers.owned,
+            joined=numbers.joined,
+            lost=lambda: numbers.outside("The worker has lost its place in the group"),
+            reachable=lambda: numbers.kafka_error is None,
+        )
         self._running: set[Work] = set()
         self._finished = threading.Event()
         self._hold = Hold(settings, readiness)
@@ -158,10 +165,14 @@ class Worker:
     def _take(self, message: Message) -> None:
         error = message.error()
         if error is None:
-            self._numbers.connected()
+            self._numbers.readable()
             self._assignment.take(read_request(message, self._settings))
         elif error.fatal():
             raise Fenced(error.str())
+        elif error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            self._numbers.outside(error.str())
+        elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            self._numbers.refused(error.str())
         elif error.code() != KafkaError._PARTITION_EOF:
             self._numbers.trouble(error.str())
 
@@ -170,11 +181,13 @@ class Worker:
         self._numbers.alive(len(self._running), self._assignment.waiting, self._hold.error)
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_SECONDS
+            self._publisher.producer.poll(0)  # clients that are not asked keep what they have to say to themselves
+            self._marks.poll()
             # What is paused fetches nothing that would tell.
             stale = self._hold.error is not None and self._numbers.kafka_error is None
             measure_lag(self._consumer, self._assignment, self._numbers, cached=not stale)
-            if self._numbers.kafka_error:
-                check_topics(self._consumer, self._settings, self._numbers)
+            if self._numbers.kafka_error or not self._numbers.in_group:
+                check_brokers(self._consumer, self._marks, self._settings, self._numbers)
 
     # Encoding
 
@@ -186,8 +199,6 @@ class Worker:
             self._numbers.begun()
             if work.incoming.error:
                 self._fail(work, work.incoming.error)
-            elif work.deaths >= MOST_DEATHS:
-                self._fail(work, _gives_up(work.deaths))
             else:
                 self._run(work)
 
@@ -205,9 +216,12 @@ class Worker:
         work.call = call = Call()  # a new one: each try has the time that the settings give
         self._running.add(work)
         queued_at = work.incoming.received_at
+        encoder = self._encoder
+        if work.deaths >= MOST_DEATHS:
+            encoder = FromFile(encoder.engine, self._settings, _gives_up(work.deaths))
 
         def encode() -> None:
-            work.response = self._encoder.encode_image_to_latent(request, call=call, queued_at=queued_at)
+            work.response = encoder.encode_image_to_latent(request, call=call, queued_at=queued_at)
             self._finished.set()
 
         self._pool.submit(encode)
@@ -263,7 +277,7 @@ class Worker:
         works: list[Work] = []
         for partition in self._assignment:
             for work in partition.begun:
-                if not work.done or len(works) >= MOST_AT_ONCE:
+                if not work.done or len(works) >= self._publisher.most_at_once:
                     break
                 works.append(work)
         return works
