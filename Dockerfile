@@ -53,7 +53,8 @@ RUN pip install --index-url "$TORCH_INDEX" $TORCH_PACKAGES
 ADD https://github.com/comfyanonymous/ComfyUI.git#${COMFYUI_TAG} ./
 RUN pip install --requirement requirements.txt
 COPY requirements.txt custom_nodes/latent-encoder/
-RUN pip install --requirement custom_nodes/latent-encoder/requirements.txt
+# The second one for the node PublishLatentToKafka, which says where to: user/__latent_encoder/client.properties.
+RUN pip install --requirement custom_nodes/latent-encoder/requirements.txt "confluent-kafka>=2.12"
 # What node.zip holds, too: all but what .comfyignore names.
 COPY LICENSE README.md __init__.py pyproject.toml custom_nodes/latent-encoder/
 COPY latent_encoder/*.py latent_encoder/py.typed custom_nodes/latent-encoder/latent_encoder/

@@ -72,8 +72,9 @@ def check_outcome(
     """Read everything that came of these messages, and hold it against every promise.
 
     One answer for each message that tells an id, none else; each file that is named is there, loads and has the
-    checksum of its answer; the dead letters are exactly the error answers and what tells no id; the group's offsets are
-    the end; no temporary file is left; no transaction hangs.
+    checksum of its answer, and is this very request's; answers are in the order of their requests' partition; the dead
+    letters are exactly the error answers and what tells no id; the group's offsets are the end; no temporary file is
+    left; no transaction hangs.
 
     Args:
         repeats: delivery is at least once: what came more often than it should is left out of the rest.
@@ -92,6 +93,8 @@ def check_outcome(
         outcome.answers = {name: found[: wanted[name]] for name, found in outcome.answers.items()}
         outcome.dead = list({_place_of(letter): letter for letter in outcome.dead}.values())
     assert Counter({name: len(found) for name, found in outcome.answers.items()}) == wanted
+    if not repeats:
+        _check_order(outcome, sent)
     _check_dead_letters(outcome, sent)
     _check_files(outcome, folder)
     return outcome
@@ -119,6 +122,20 @@ def _check_transactions(bootstrap: str, topics: Topics) -> None:
         time.sleep(0.2)
 
 
+def _check_order(outcome: Outcome, sent: list[Message]) -> None:
+    """Within a partition of the answers, those to one partition of requests are in its order; of messages that come
+    twice with one id nobody can say whose answer is whose."""
+    times = Counter(id_of(message) for message in sent)
+    places = {id_of(message): (message.partition(), message.offset()) for message in sent}
+    last: dict[tuple[int, int], int] = {}
+    for message in outcome.messages:
+        name = json.loads(message.value())["request_id"]
+        if times[name] == 1:
+            partition, offset = places[name]
+            assert last.get((message.partition(), partition), -1) < offset, name
+            last[message.partition(), partition] = offset
+
+
 def _check_dead_letters(outcome: Outcome, sent: list[Message]) -> None:
     by_place = {(message.partition(), message.offset()): message for message in sent}
     failed = Counter(
@@ -143,14 +160,16 @@ def _place_of(letter: Message) -> tuple[int, int]:
 
 def _check_files(outcome: Outcome, folder: Path) -> None:
     named = set()
-    for found in outcome.answers.values():
+    for name, found in outcome.answers.items():
         good = [answer for answer in found if answer["status"] == "success"]
         assert len({(answer["latent_file_path"], answer["metadata"]["file_sha256"]) for answer in good}) <= 1
         for answer in good[:1]:
             path = Path(answer["latent_file_path"])
+            assert (path.stem, answer["metadata"]["request_id"]) == (name, name)
             assert hashlib.sha256(path.read_bytes()).hexdigest() == answer["metadata"]["file_sha256"]
             loaded = load_latent(path)
             assert loaded.verified
+            assert loaded.record["request_id"] == name
             assert list(loaded.latent["samples"].shape) == answer["latent_shape"]
             named |= {path.name, f"{path.name}.json"}
     # A message that was given up may have left a file behind: whole, but named by no answer.

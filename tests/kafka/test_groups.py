@@ -124,7 +124,7 @@ def test_what_is_delivered_again_is_answered_from_its_file(broker: Broker, start
             assert sorted(answer["metadata"]["reused"] for answer in answers) == [False, True]
 
 
-def test_a_request_that_two_partitions_hold_is_encoded_once_by_two_workers(
+def test_a_request_that_two_partitions_hold_names_one_file_by_two_workers(
     broker: Broker, starter: Starter, tmp_path: Path
 ) -> None:
     with Group(broker.bootstrap, tmp_path, starter, partitions=2) as group:
@@ -137,6 +137,8 @@ def test_a_request_that_two_partitions_hold_is_encoded_once_by_two_workers(
         group.send([{"partition": number, "value": value[name]} for name in names for number in (0, 1)])
         outcome = group.finish()
         assert outcome.codes() == {"success": 12}
+        for answers in outcome.answers.values():  # whoever else has encoded it answers from the file of the first
+            assert sorted(answer["metadata"]["reused"] for answer in answers) == [False, True]
 
 
 def test_a_picture_may_take_longer_than_the_group_waits_for_a_poll(

@@ -98,6 +98,8 @@ def soak(broker: Broker, starter: Starter, folder: Path, *, count: int, seconds:
         chaos.end()
         outcome = group.finish(180)
         assert outcome.codes() == wanted
+        ends = {what for what in chaos.done if what.startswith("ended")}
+        assert ends <= {"ended with -9", "ended with 3"}  # killed by us, or in want of a new start: nothing crashes
         took = time.monotonic() - start
         done = ", ".join(f"{times} x {what}" for what, times in sorted(chaos.done.items()))
         answers = sum(wanted.values())

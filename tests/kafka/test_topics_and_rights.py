@@ -63,6 +63,14 @@ def test_the_answers_topic_is_deleted_while_pictures_are_encoded(
         assert set(supervisor.exit_codes) <= {3}
 
 
+def stays_unready(supervisor: Supervisor) -> None:
+    """Hold it to KAFKA_UNAVAILABLE for longer than the worker needs to look at the brokers again."""
+    supervisor.wait_for("KAFKA_UNAVAILABLE")
+    before = len(supervisor.seen)
+    time.sleep(3)
+    assert set(supervisor.seen[before:]) <= {"KAFKA_UNAVAILABLE", ""}, supervisor.reasons
+
+
 def login(account: Account) -> dict[str, str]:
     """A worker's settings."""
     return {
@@ -94,12 +102,17 @@ def test_rights_that_are_missing_are_named_and_may_be_given_later(
         )
         topic, topics = ResourceType.TOPIC, group.topics
         read, write = AclOperation.READ, AclOperation.WRITE
+        # Metadata shows all topics: that says nothing of what may be done with them.
+        allow(secure_broker, [(topic, name, AclOperation.DESCRIBE) for name in vars(topics).values()])
         with Supervisor(worker) as supervisor:
             worker_says(worker, "Transactional Id authorization failed")
             allow(secure_broker, [(ResourceType.TRANSACTIONAL_ID, f"{group.name}.one", write)])
             worker_says(worker, "Group authorization failed")
+            stays_unready(supervisor)
+            assert "ready" not in supervisor.seen
             allow(secure_broker, [(ResourceType.GROUP, group.name, read)])
-            worker_says(worker, f"{topics.request}: Broker: Topic authorization failed")
+            worker_says(worker, f"{topics.request} cannot be read")
+            stays_unready(supervisor)
             allow(secure_broker, [(topic, topics.request, read)])
             group.ask(ids("request", 10))
             worker_says(worker, "Answers cannot be sent")

@@ -3,7 +3,7 @@ kills itself at a named point, a picture that kills whoever encodes it.
 
 HARNESS_WAIT=0.1             each encode also waits so many seconds, one at a time; its torch is not even imported
 HARNESS_POISON=poison        a picture with this in its name kills the process (SIGKILL)
-HARNESS_KILL_AT=before-begin kills the process before or after one of: place, begin, produce, send_offsets, commit
+HARNESS_KILL_AT=before-begin kills it before or after one of: place, begin, produce, flush, send_offsets, commit
 HARNESS_KILL_COUNT=3         at the so many-th time
 HARNESS_KILL_ONCE=file       only where this file is not there; it is made first
 """
@@ -60,6 +60,7 @@ def die_at(point: str, count: int, once: Path | None) -> None:
     methods = {
         "begin": "begin_transaction",
         "produce": "produce",
+        "flush": "flush",
         "send_offsets": "send_offsets_to_transaction",
         "commit": "commit_transaction",
     }
@@ -97,9 +98,8 @@ def wait_in_place_of(seconds: float) -> None:
     from latent_encoder.service.engines.base import Call, EncodedLatent, EncodeJob
 
     one = threading.Lock()
-    content = save({"latent_tensor": numpy.zeros((1, 4, 8, 8), numpy.float32)})
+    tensors = {"latent_tensor": numpy.zeros((1, 4, 8, 8), numpy.float32)}
     known = {"schema_version": 1, "latent_shape": [1, 4, 8, 8], "latent_dtype": "float32", "engine": "embedded"}
-    known |= {"file_sha256": hashlib.sha256(content).hexdigest(), "file_bytes": len(content)}
 
     class WaitEngine:
         name, slots = "wait", 3
@@ -122,7 +122,9 @@ def wait_in_place_of(seconds: float) -> None:
             with one:
                 if call.wait(seconds):
                     call.check()
+            content = save(tensors, {"request_id": job.request_id or ""})  # so that no two files are the same
             record = known | {"request_id": job.request_id, "file_format": job.file_format}
+            record |= {"file_sha256": hashlib.sha256(content).hexdigest(), "file_bytes": len(content)}
             return EncodedLatent(content, record)
 
     engines.make_engine = lambda settings: WaitEngine()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +12,10 @@ import pytest
 import yaml
 
 from latent_encoder.service.config import NAMES, Settings
-from latent_encoder.service.kafka.topics import Plan
 from latent_encoder.service.kafka.worker import DRAIN_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = Settings()
-TOPICS = [DEFAULTS.kafka_request_topic, DEFAULTS.kafka_response_topic, DEFAULTS.kafka_dlq_topic]
 OURS = ["topics", "worker"]
 
 
@@ -60,6 +56,7 @@ def test_it_has_every_part(services: dict[str, Any]) -> None:
     targets = [services[name]["build"]["target"] for name in ("topics", "comfyui", "worker")]
     assert targets == ["worker", "comfyui", "worker"]
     assert services["topics"]["command"] == ["topics", "create"]
+    assert "post_start" not in services["kafka"]  # topics are made in one way
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -85,34 +82,6 @@ def test_the_addresses_are_those_that_clients_use(services: dict[str, Any]) -> N
     protocols = kafka["environment"]["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"]
     assert {entry.split(":")[0] for entry in protocols.split(",")} == set(listening)
     assert services["worker"]["environment"]["COMFYUI_URL"] == "http://comfyui:8188"
-
-
-def test_the_broker_makes_the_topics_as_our_command_does(services: dict[str, Any], tmp_path: Path) -> None:
-    hook = services["kafka"]["post_start"][0]["command"]
-    given = [word for word in hook if word.startswith("${")]
-    names = [NAMES["kafka_request_topic"], NAMES["kafka_response_topic"], NAMES["kafka_dlq_topic"]]
-    assert given == [f"${{{name}:-{topic}}}" for name, topic in zip(names, TOPICS, strict=True)]
-    # A doubled dollar is one for the shell; a single one would be Compose's.
-    script = hook[2]
-    assert "$" not in script.replace("$$", "")
-    made = kafka_topics_calls(script.replace("$$", "$"), TOPICS, tmp_path)
-    plan = Plan()
-    for topic, words in zip(TOPICS, made, strict=True):
-        options = dict(itertools.pairwise(words))
-        config = dict(value.split("=") for option, value in itertools.pairwise(words) if option == "--config")
-        assert (options["--topic"], options["--partitions"]) == (topic, str(plan.partitions))
-        assert config == plan.config(DEFAULTS, topic)
-        assert {"--create", "--if-not-exists"} <= set(words)
-
-
-def kafka_topics_calls(script: str, words: list[str], folder: Path) -> list[list[str]]:
-    """Run a script with a kafka-topics.sh that writes down what it is given; each call's words."""
-    tool, calls = folder / "kafka-topics.sh", folder / "calls"
-    tool.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(calls))}\n', encoding="utf-8")
-    tool.chmod(0o755)
-    script = script.replace("/opt/kafka/bin/kafka-topics.sh", shlex.quote(str(tool)))
-    subprocess.run(["bash", "-c", script, "topics", *words], check=True, timeout=60)
-    return [line.split() for line in calls.read_text(encoding="utf-8").splitlines()]
 
 
 def test_workers_can_be_many(services: dict[str, Any]) -> None:

@@ -113,6 +113,12 @@ def test_the_worker_installs_extras_that_are_there_and_no_torch() -> None:
     assert names & {"torch", "diffusers"} == set()
 
 
+def test_comfyui_has_the_library_of_the_node_that_publishes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (library,) = project["optional-dependencies"]["kafka"]
+    assert f'"{library}"' in "\n".join(values("comfyui", "RUN"))
+
+
 @pytest.mark.parametrize("stage", ["worker", "comfyui"])
 def test_signals_reach_a_process_that_is_not_root(stage: str) -> None:
     # The exec form: a shell in between would keep SIGTERM to itself.

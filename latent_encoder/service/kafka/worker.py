@@ -172,7 +172,7 @@ class Worker:
         elif error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
             self._numbers.outside(error.str())
         elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            self._numbers.refused(error.str())
+            self._numbers.refused(f"Topic {self._settings.kafka_request_topic} cannot be read: {error.str()}")
         elif error.code() != KafkaError._PARTITION_EOF:
             self._numbers.trouble(error.str())
 
