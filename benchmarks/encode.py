@@ -118,18 +118,18 @@ class _Runner:
     def ours(self, number: int, vae: str = "1") -> float:
         inputs = {"image": self._picture(number), "vae": [vae, 0], **self._recipe, "filename_prefix": "ours"}
         saving = {"file_format": "safetensors", "if_exists": "number", "folder": "output", "preview": True}
-        optimize = {"7": _node("OptimizeVAEForEncoding", vae=["1", 0])} if vae == "7" else {}
-        return self._prompt(number, optimize | {"2": _node("EncodeToLatentFile", **inputs, **saving)})
+        optimize = {"7": node("OptimizeVAEForEncoding", vae=["1", 0])} if vae == "7" else {}
+        return self._prompt(number, optimize | {"2": node("EncodeToLatentFile", **inputs, **saving)})
 
     def optimized(self, number: int) -> float:
         return self.ours(number, vae="7")
 
     def stock(self, number: int) -> float:
         chain = {
-            "3": _node("LoadImage", image=self._picture(number)),
-            "4": _node("ImageScaleToTotalPixels", image=["3", 0], **self._recipe),
-            "5": _node("VAEEncode", pixels=["4", 0], vae=["1", 0]),
-            "6": _node("SaveLatent", samples=["5", 0], filename_prefix="stock"),
+            "3": node("LoadImage", image=self._picture(number)),
+            "4": node("ImageScaleToTotalPixels", image=["3", 0], **self._recipe),
+            "5": node("VAEEncode", pixels=["4", 0], vae=["1", 0]),
+            "6": node("SaveLatent", samples=["5", 0], filename_prefix="stock"),
         }
         return self._prompt(number, chain)
 
@@ -156,7 +156,7 @@ class _Runner:
 
     def _prompt(self, number: int, nodes: Mapping[str, Any]) -> float:
         """Seconds from the submission to ComfyUI's own time stamp of the end: the client polls too seldom for this."""
-        prompt = {"1": _node("VAELoader", vae_name=self._vae), **nodes}
+        prompt = {"1": node("VAELoader", vae_name=self._vae), **nodes}
         begin = time.time()
         entry = self._client.run(prompt)
         events = dict(entry["status"]["messages"])
@@ -202,5 +202,5 @@ def _pictures(folder: Path) -> Iterator[str]:
             yield name
 
 
-def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}

@@ -21,12 +21,13 @@ sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import encode, encoders, import_time, kafka, machine, save, service
+from benchmarks import doors, encode, encoders, import_time, kafka, machine, save, service
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui
 
 MEASUREMENTS = {
     "encoders": ("Encoders", encoders.measure),
     "encode": ("Encoding", encode.measure),
+    "doors": ("The whole job, by every door", doors.measure),
     "save": ("Saving", save.measure),
     "import": ("The pack's import", import_time.measure),
     "service": ("The service", service.measure),
@@ -39,7 +40,10 @@ RESULTS = REPOSITORY / "benchmarks" / "results.md"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "measurements", nargs="*", metavar="encoders | encode | save | import | service | kafka", help="default: all"
+        "measurements",
+        nargs="*",
+        metavar="encoders | encode | doors | save | import | service | kafka",
+        help="default: all",
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, says little")
     parser.add_argument(

@@ -53,7 +53,7 @@ def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> li
     if quick:  # on a busy machine several threads of one encode wait for each other most of the time
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     lines = [f"The engine `embedded` with the demo VAE at {MEGAPIXELS} megapixels, on the CPU."]
-    with _rest(repository, folder) as (url, process):
+    with rest(repository, folder) as (url, process):
         lines += ["", *_doors(repository, folder, url, *size.doors)]
         lines += ["", *_messages(comfyui, folder, url, *size.messages)]
         lines += ["", *_memory(folder, url, process, size.first, *size.encodes)]
@@ -102,13 +102,14 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def _rest(repository: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def rest(repository: Path, folder: Path, **settings: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A service process with the HTTP door: its address, and the process."""
     log = folder / "rest.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, str(repository / "main.py"), "--mode", "rest"],
             cwd=folder,
-            env=_environment(folder, REST_PORT="0", OUTPUT_DIR=str(folder / "rest")),
+            env=_environment(folder, REST_PORT="0", OUTPUT_DIR=str(folder / "rest"), **settings),
             stdout=file,
             stderr=file,
         )
@@ -312,7 +313,7 @@ class _PlainLoop:
         from latent_encoder.service.engines.vae_families import load_vae
         from latent_encoder.service.engines.vae_files import find_vae
 
-        self._vae = load_vae(find_vae(folder / "models", VAE), torch.device("cpu"))
+        self._vae = load_vae(find_vae(folder / "models", VAE), torch.device("cpu"), optimize=True)
 
     def encode(self, path: Path, target: Path) -> None:
         import numpy as np
