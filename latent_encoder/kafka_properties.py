@@ -127,11 +127,6 @@ def is_secret(name: str) -> bool:
     return bool(_SECRET.search(plain)) and not _IN_FILES.search(plain)
 
 
-def redacted(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings, with the values of secrets hidden."""
-    return {name: HIDDEN if is_secret(name) else value for name, value in properties.items()}
-
-
 def without_secrets(text: str, properties: Mapping[str, Any]) -> str:
     """A text of the Kafka library in which the values of these settings' secrets, should they occur, are hidden."""
     secrets = {str(value) for name, value in properties.items() if is_secret(name) and "username" not in name.lower()}

@@ -69,5 +69,5 @@ def run(fault: Callable[[Supervisor], None], broker: Broker, starter: Starter, f
             supervisor.wait_for("ready")
         assert outcome.codes() == {"success": 20}
         # A transaction that the broker has forgotten may cost the process its producer: 3 says "start me again".
-        assert set(supervisor.exit_codes) <= {3}
+        assert supervisor.exit_codes in ([], [3])
         assert sum("Answered" not in line for line in worker.log().splitlines()) < MOST_LINES

@@ -19,7 +19,7 @@ from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.config import Settings
 from latent_encoder.service.kafka.dead_letters import dead_letter_record
 from latent_encoder.service.kafka.dlq import failures
-from latent_encoder.service.kafka.messages import read_request
+from latent_encoder.service.kafka.messages import SHORT, read_request
 
 BYTES = b"\x00\xff\x1b[31m"
 
@@ -164,7 +164,7 @@ def test_a_place_that_is_not_there_is_named_and_nothing_is_sent(
 
 
 def test_what_cannot_be_replayed(broker: Broker, topics: Topics, commands: Commands) -> None:
-    fail(broker, topics, request("large"), shorter=1)
+    fail(broker, topics, request("large"), length=SHORT)
     produce(broker.bootstrap, topics.dlq, [{"value": b"of another program", "partition": 0}])
     done = commands.run("dlq", "replay", "--yes")
     assert done.code == 0

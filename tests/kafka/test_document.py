@@ -207,14 +207,14 @@ def test_headers_of_a_request_are_those_that_are_looked_at() -> None:
 
 
 def test_headers_of_a_dead_letter() -> None:
-    options: dict[str, Any] = {"group": "g", "worker": "w", "attempts": 1, "shorter": 1}
+    options: dict[str, Any] = {"group": "g", "worker": "w", "attempts": 1, "length": messages.SHORT}
     record = dead_letters.dead_letter_record("dlq", INCOMING, ERROR, **options)
     names = [name for name, _ in record["headers"]]
     assert set(names) == dead_letters.FIELDS.keys() == sent_headers("deadLetter").keys()
     assert [name for name in names if not written(name)] == []
     for name, meaning in dead_letters.FIELDS.items():
         assert sent_headers("deadLetter")[name]["description"] == meaning
-    kept = dead_letters.dead_letter_record("dlq", INCOMING, ERROR, **options | {"shorter": 0})["headers"]
+    kept = dead_letters.dead_letter_record("dlq", INCOMING, ERROR, **options | {"length": messages.WHOLE})["headers"]
     assert kept[: len(INCOMING.headers)] == INCOMING.headers
     ours = [name for name, _ in kept[len(INCOMING.headers) :]]
     assert ours == MESSAGES["deadLetter"]["headers"]["required"]

@@ -60,7 +60,7 @@ def test_the_answers_topic_is_deleted_while_pictures_are_encoded(
             outcome = finish(group)
             supervisor.wait_for("ready")
         assert outcome.codes() == {"success": 20}
-        assert set(supervisor.exit_codes) <= {3}
+        assert supervisor.exit_codes in ([], [3])
 
 
 def stays_unready(supervisor: Supervisor) -> None:

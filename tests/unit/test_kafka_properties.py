@@ -22,7 +22,6 @@ from latent_encoder.kafka_properties import (
     load_confluent_kafka,
     quiet,
     read_properties,
-    redacted,
     without_secrets,
 )
 
@@ -134,7 +133,6 @@ def test_one_error_names_all_of_them() -> None:
 )
 def test_secrets(name: str) -> None:
     assert is_secret(name)
-    assert redacted({name: PASSWORD, "client.id": "x"}) == {name: HIDDEN, "client.id": "x"}
 
 
 @pytest.mark.parametrize(

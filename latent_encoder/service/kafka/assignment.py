@@ -46,7 +46,7 @@ class Work:
         alone: it is tried with nothing beside it, to find out whether the engine is there again.
         engines_lost, engines_lost_beside: how often the engine was lost then, and how often while others ran, too.
         response: its answer, once there is one; with ``error`` where it failed.
-        shorter: how much is left out of its answer and of its dead letter, because their topics take no more.
+        lengths: of its answer and of its dead letter, where their topics do not take them WHOLE.
     """
 
     partition: Partition
@@ -61,7 +61,7 @@ class Work:
     response: EncodeResponse | None = None
     error: LatentEncoderError | None = None
     done: bool = False
-    shorter: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from latent_encoder.errors import LatentEncoderError
 
-from .messages import Headers, Incoming, header
+from .messages import SHORTEST, WHOLE, Headers, Incoming, header
 
 PREFIX = "dlq."
 FIELDS = {
@@ -23,7 +23,6 @@ FIELDS = {
     "dlq.error.code": "the error's code, as in the answer",
     "dlq.error.message": "what happened",
     "dlq.error.hint": "what to do",
-    "dlq.error.class": "the error's class",
     "dlq.error.stage": "read: the message is no EncodeRequest; encode: it is one",
     "dlq.attempts": "how often it was tried, or, for a process that died of it, how often that was seen",
     "dlq.worker": "the worker that gave up",
@@ -43,12 +42,12 @@ def dead_letter_record(
     group: str,
     worker: str,
     attempts: int,
-    shorter: int = 0,
+    length: int = WHOLE,
 ) -> dict[str, Any]:
     """What ``Producer.produce`` takes for a message that failed.
 
     Args:
-        shorter: 1 leaves out its value and headers, 2 its key too.
+        length: SHORT leaves out its value and headers, SHORTEST its key too.
     """
     told = {
         "dlq.original.topic": incoming.topic,
@@ -59,20 +58,19 @@ def dead_letter_record(
         "dlq.error.code": error.code,
         "dlq.error.message": error.message[:LONGEST_TEXT],
         "dlq.error.hint": (error.hint or "")[:LONGEST_TEXT],
-        "dlq.error.class": type(error).__name__,
         "dlq.error.stage": "read" if incoming.request is None else "encode",
         "dlq.attempts": attempts,
         "dlq.worker": worker,
         "dlq.failed_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
-    if shorter:
+    if length != WHOLE:
         told["dlq.value.omitted"] = "true"
     ours = [(name, str(value).encode()) for name, value in told.items()]
     return {
         "topic": topic,
-        "key": None if shorter > 1 else incoming.key,
-        "value": None if shorter else incoming.value,
-        "headers": ours if shorter else [*incoming.headers, *ours],
+        "key": None if length == SHORTEST else incoming.key,
+        "value": incoming.value if length == WHOLE else None,
+        "headers": [*incoming.headers, *ours] if length == WHOLE else ours,
     }
 
 

@@ -34,6 +34,9 @@ REQUEST_TYPE, RESPONSE_TYPE = "latent_encoder.encode_request.v1", "latent_encode
 MAX_VALUE_BYTES = 1 << 16
 LONGEST_ID = 128
 
+WHOLE, SHORT, SHORTEST = 0, 1, 2
+"""How much of a message is left in its answer and its dead letter, where their topics do not take all of it."""
+
 
 @dataclass(frozen=True)
 class Incoming:
@@ -132,18 +135,18 @@ def event_headers(event_type: str, source: str) -> Headers:
 
 
 def answer_record(
-    topic: str, incoming: Incoming, response: EncodeResponse, source: str, *, shorter: int = 0
+    topic: str, incoming: Incoming, response: EncodeResponse, source: str, *, length: int = WHOLE
 ) -> dict[str, Any]:
     """What ``Producer.produce`` takes for an answer; its key is the request's, else the id.
 
     Args:
-        shorter: 1 leaves out what the request has brought but its ids and key, 2 its key too.
+        length: SHORT leaves out what the request has brought but its ids and key, SHORTEST its key too.
     """
     headers = answer_headers(incoming, source)
-    if shorter:
+    if length != WHOLE:
         response = response.model_copy(update={"correlation_id": None})
         headers = event_headers(RESPONSE_TYPE, source)
-    key = incoming.key if incoming.key is not None and shorter < 2 else (response.request_id or "").encode()
+    key = incoming.key if incoming.key is not None and length != SHORTEST else (response.request_id or "").encode()
     return {"topic": topic, "key": key, "value": response.model_dump_json().encode(), "headers": headers}
 
 

@@ -27,7 +27,7 @@ from .dead_letters import dead_letter_record
 from .from_file import FromFile
 from .hold import Hold, count_loss, is_away
 from .marks import Marks
-from .messages import Incoming, answer_record, read_request
+from .messages import SHORT, SHORTEST, WHOLE, Incoming, answer_record, read_request
 from .numbers import Numbers
 from .observing import check_brokers, measure_lag
 from .transactions import CannotGoOn, Fenced, NotSent, Publisher, RecordTooLarge
@@ -323,7 +323,7 @@ class Worker:
                 incoming,
                 response,
                 f"/latent-encoder/{self._name}",
-                shorter=work.shorter.get(ANSWER, 0),
+                length=work.lengths.get(ANSWER, WHOLE),
             )
         if work.error:
             records[DEAD_LETTER] = dead_letter_record(
@@ -333,17 +333,17 @@ class Worker:
                 group=settings.kafka_consumer_group,
                 worker=self._name,
                 attempts=max(1, work.attempts, work.deaths, work.engines_lost),
-                shorter=work.shorter.get(DEAD_LETTER, 0),
+                length=work.lengths.get(DEAD_LETTER, WHOLE),
             )
         return records
 
     def _shorten(self, work: Work, kind: str) -> None:
         """Leave out more of a record that its topic does not take."""
-        if work.shorter.get(kind, 0) == 2:
+        if work.lengths.get(kind, WHOLE) == SHORTEST:
             raise CannotGoOn(f"A topic takes not even the shortest {kind}: raise its max.message.bytes.")
-        work.shorter[kind] = work.shorter.get(kind, 0) + 1
+        work.lengths[kind] = SHORTEST if kind in work.lengths else SHORT
         logger.warning("The %s is too large for its topic: something is left out", kind, extra=_fields(work))
-        if kind == ANSWER and work.shorter[kind] == 1:
+        if kind == ANSWER and work.lengths[kind] == SHORT:
             reason = "The answer is larger than its topic allows."
             self._fail(work, LatentEncoderError("MESSAGE_TOO_LARGE", reason, "Raise the topic's max.message.bytes."))
 
