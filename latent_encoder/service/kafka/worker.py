@@ -181,13 +181,20 @@ class Worker:
         self._numbers.alive(len(self._running), self._assignment.waiting, self._hold.error)
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_SECONDS
-            self._publisher.producer.poll(0)  # clients that are not asked keep what they have to say to themselves
-            self._marks.poll()
+            self._hear_clients()
             # What is paused fetches nothing that would tell.
             stale = self._hold.error is not None and self._numbers.kafka_error is None
             measure_lag(self._consumer, self._assignment, self._numbers, cached=not stale)
             if self._numbers.kafka_error or not self._numbers.in_group:
                 check_brokers(self._consumer, self._marks, self._settings, self._numbers)
+
+    def _hear_clients(self) -> None:
+        """Clients that are not asked keep what they have to say to themselves."""
+        self._marks.poll()
+        try:
+            self._publisher.producer.poll(0)
+        except (KafkaException, SystemError) as error:  # so the library tells of what is fatal
+            raise Fenced(f"The producer cannot be gone on with: {error.__cause__ or error}.") from error
 
     # Encoding
 
