@@ -49,8 +49,10 @@ def latent_picture(samples: Any, vae_name: str | None) -> Any:
 
 
 def _format_name(vae_name: str | None) -> str | None:
-    if vae_name is None or vae_name in BUILT_IN_VAES:
-        return BUILT_IN_VAES.get(vae_name or "")
+    if vae_name is None:
+        return None
+    if vae_name in BUILT_IN_VAES:
+        return BUILT_IN_VAES[vae_name]
     path = folder_paths.get_full_path("vae", vae_name)
     if path is None or not path.endswith(".safetensors"):
         return None

@@ -48,7 +48,7 @@ class LoadLatentFromDisk(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, latent_file: str = "", **_: Any) -> str:
         path, _subfolder, _type = comfyui_host.resolve_annotated(latent_file, "latent_file")
-        return " ".join(_state_of(Path(f"{path}{suffix}")) for suffix in ("", ".json"))
+        return " ".join(_state_of(Path(f"{path}{suffix}")) for suffix in ("", SIDECAR_SUFFIX))
 
     @classmethod
     def validate_inputs(cls, latent_file="") -> bool:

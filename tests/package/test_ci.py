@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,28 @@ def test_the_changes_of_this_version_are_found(tmp_path: Path) -> None:
     assert "\n## " not in changes
 
 
+@pytest.mark.parametrize(
+    ("changelog", "is_published"),
+    [
+        ("## [1.2.3] - 2026-01-01\n\n- A node.\n\n## [1.2.2] - 2025-01-01\n\n- Another.\n", True),
+        ("## [1.2.3] - unreleased\n\n- A node.\n", False),
+        ("## [1.2.3] - 2026-01-01\n \n\n## [1.2.2] - 2025-01-01\n\n- Another.\n", False),
+        ("## [1.2.2] - 2025-01-01\n\n- Another.\n", False),
+    ],
+)
+def test_a_version_without_date_or_changes_is_not_published(tmp_path: Path, changelog: str, is_published: bool) -> None:
+    steps = read("publish")["jobs"]["registry"]["steps"]
+    (script,) = [step["run"] for step in steps if step.get("name") == "The tag is the version"]
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n', encoding="utf-8")
+    (tmp_path / "CHANGELOG.md").write_text(changelog, encoding="utf-8")
+    script = script.replace("python -c", f"'{sys.executable}' -c")
+    done = run(["bash", "-eo", "pipefail", "-c", f"GITHUB_REF_NAME=v1.2.3\n{script}"], tmp_path)
+    assert (done.returncode == 0) == is_published, done.stdout
+
+
 def test_each_week_comfyuis_master_is_tried() -> None:
     workflow = read("weekly")
     assert set(workflow["on"]) == {"schedule", "workflow_dispatch"}
     assert "--branch master" in commands(workflow)
-    assert "make test-comfyui" in commands(workflow)
+    for suite in ("comfyui", "service", "browser", "package"):
+        assert f"make test-{suite}" in commands(workflow)
