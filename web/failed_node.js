@@ -4,26 +4,28 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { el } from "./lib/dom.mjs";
 import { findNode } from "./lib/graph.mjs";
-import { panelOf } from "./lib/panel.mjs";
-import { whenOpen, tabOfPrompt } from "./lib/runs.mjs";
+import { ENCODE_NODE, LOAD_NODE, OPTIMIZE_NODE, PUBLISH_NODE, SAVE_NODE } from "./lib/nodes.mjs";
+import { FAILURE, panelOf } from "./lib/panel.mjs";
+import { whenOpen } from "./lib/runs.mjs";
 import { text } from "./lib/texts.mjs";
 import { tellFailure } from "./lib/toast.mjs";
 
-const OURS = new Set(["EncodeToLatentFile", "SaveLatentToDisk", "LoadLatentFromDisk", "PublishLatentToKafka"]);
-const SECTION = "failed";
+const OURS = new Set([ENCODE_NODE, LOAD_NODE, OPTIMIZE_NODE, PUBLISH_NODE, SAVE_NODE]);
 const DIALOG_AFTER = 500; // milliseconds in which ComfyUI opens its own dialog, if it does
+
+let running = null; // the prompt whose nodes run now: `executing` does not say it
 
 app.registerExtension({
   name: "LatentEncoder.FailedNode",
 
   setup() {
-    api.addEventListener("execution_error", async ({ detail }) => {
-      const failure = parseFailure(detail.exception_message ?? "");
-      if (!failure.code && !OURS.has(detail.node_type)) return;
-      whenOpen(await tabOfPrompt(detail.prompt_id), () => show(detail, failure));
-    });
+    api.addEventListener("execution_start", ({ detail }) => (running = detail.prompt_id));
     api.addEventListener("executing", ({ detail: id }) => {
-      if (id != null) findNode(id)?.latentEncoderPanel?.show(SECTION, null);
+      if (id != null && running) whenOpen(running, () => findNode(id)?.latentEncoderPanel?.show(FAILURE, null));
+    });
+    api.addEventListener("execution_error", ({ detail }) => {
+      // What fails inside our expansion bears our node's name, too.
+      if (OURS.has(detail.node_type)) whenOpen(detail.prompt_id, () => show(detail));
     });
   },
 });
@@ -39,10 +41,12 @@ function parseFailure(said) {
   return { code, message: lines.join("\n"), hint };
 }
 
-/** Show it on the node; and in a corner, for a node out of view, where ComfyUI's own dialog does not say it already. */
-function show({ node_id, node_type, exception_type }, { code, message, hint }) {
+/** Show it on the node; and, where ComfyUI opens no dialog that says it already, in a corner, for one may look elsewhere. */
+function show({ node_id, node_type, exception_type, exception_message }) {
   const node = findNode(node_id);
   if (node?.type !== node_type) return; // deleted since, or another
+  const failure = parseFailure(exception_message ?? "");
+  const { code, message, hint } = failure;
   const content = el(
     "section",
     { class: "latent-encoder-failure", role: "alert" },
@@ -50,12 +54,12 @@ function show({ node_id, node_type, exception_type }, { code, message, hint }) {
     el("p", { class: "latent-encoder-message" }, message || exception_type),
     hint ? el("p", { class: "latent-encoder-hint" }, hint) : null,
   );
-  panelOf(node).show(SECTION, content);
-  if (code) setTimeout(() => toast(node, code, `${message} ${hint}`, message), DIALOG_AFTER);
+  panelOf(node).show(FAILURE, content);
+  if (code) setTimeout(() => toast(node, failure), DIALOG_AFTER);
 }
 
-function toast(node, code, detail, message) {
+function toast(node, { code, message, hint }) {
   const dialogs = [...document.querySelectorAll("[role=dialog]")];
   if (dialogs.some((dialog) => dialog.textContent.includes(message))) return;
-  tellFailure(`${node.title}: ${code}`, detail);
+  tellFailure(`${node.title}: ${code}`, `${message} ${hint}`);
 }

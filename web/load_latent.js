@@ -5,9 +5,10 @@ import { button } from "./lib/buttons.mjs";
 import { el } from "./lib/dom.mjs";
 import { parseAnnotated } from "./lib/files.mjs";
 import { kindOf, upload } from "./lib/latents.mjs";
-import { FILE_WIDGET, latentListing, LOAD_NODE } from "./lib/listing.mjs";
+import { FILE_WIDGET, latentListing } from "./lib/listing.mjs";
 import { chooseFile } from "./lib/loader.mjs";
-import { panelOf } from "./lib/panel.mjs";
+import { LOAD_NODE } from "./lib/nodes.mjs";
+import { FAILURE, panelOf } from "./lib/panel.mjs";
 import { pickLatent } from "./lib/picker.mjs";
 import { describe, note, readLatent } from "./lib/shown_latent.mjs";
 import { text } from "./lib/texts.mjs";
@@ -23,17 +24,19 @@ app.registerExtension({
     const widget = fileWidget(node);
     const changed = widget.callback;
     widget.callback = function (...said) {
+      panelOf(node).show(FAILURE, null); // it was of the file before
       void showChosen(node);
       return changed?.apply(this, said);
     };
     node.onDragOver = ({ dataTransfer }) => [...(dataTransfer?.items ?? [])].some(({ kind }) => kind === "file");
     node.onDragDrop = async ({ dataTransfer }) => {
       const [file] = dataTransfer?.files ?? [];
-      if (!file || (await kindOf(file)) === "other") return false; // ComfyUI may know what it is
-      await take(node, file);
+      if (!file) return false;
+      if ((await kindOf(file)) !== "other") await take(node, file);
+      else await app.handleFile(file); // here: once we have waited, the browser has emptied the event for ComfyUI
       return true;
     };
-    void showChosen(node);
+    setTimeout(() => void showChosen(node)); // once it has its size and its values
   },
 
   loadedGraphNode(node) {
@@ -42,16 +45,22 @@ app.registerExtension({
 });
 
 async function choose(node) {
-  const choice = await pickLatent(await latentListing({ fresh: true }), fileWidget(node).value);
-  if (choice instanceof File) await take(node, choice);
-  else if (choice) await chooseFile(node, choice);
+  await orSay(node, async () => {
+    const choice = await pickLatent(await latentListing({ fresh: true }), fileWidget(node).value);
+    if (choice instanceof File) await take(node, choice);
+    else if (choice) await chooseFile(node, choice);
+  });
   panelOf(node).element.querySelector("[data-choose]")?.focus();
 }
 
 /** Upload a file of the user's disk and choose it. */
-async function take(node, file) {
+function take(node, file) {
+  return orSay(node, async () => chooseFile(node, await upload(file)));
+}
+
+async function orSay(node, act) {
   try {
-    await chooseFile(node, await upload(file));
+    await act();
   } catch (error) {
     tellFailure(node.title, error.message);
   }
@@ -60,22 +69,27 @@ async function take(node, file) {
 /** Show what the node would load, and the way to another file. */
 async function showChosen(node) {
   const name = fileWidget(node).value;
+  const isShown = panelOf(node).element.querySelector("[data-choose]");
+  if (name && !isShown) show(node, note(name)); // the button is there whatever becomes of the file
   const file = name ? await readLatent(parseAnnotated(name)) : null;
-  if (fileWidget(node).value !== name) return; // another one since
+  if (fileWidget(node).value === name) show(node, file ? describe(file) : note(text("noLatents"))); // else another since
+}
+
+function show(node, shown) {
   const content = el(
     "section",
     { class: "latent-encoder-saved", "aria-label": text("chosen") },
-    file ? describe(file) : note(text("noLatents")),
+    shown,
     el(
       "div",
       { class: "latent-encoder-buttons" },
       button(text("choose"), () => void choose(node), { "data-choose": "" }),
     ),
   );
-  const { element, show } = panelOf(node);
-  const hadFocus = element.querySelector("[data-choose]")?.matches(":focus");
-  show(SECTION, content);
-  if (hadFocus) element.querySelector("[data-choose]").focus();
+  const panel = panelOf(node);
+  const hadFocus = panel.element.querySelector("[data-choose]")?.matches(":focus");
+  panel.show(SECTION, content);
+  if (hadFocus) panel.element.querySelector("[data-choose]").focus();
 }
 
 function fileWidget(node) {

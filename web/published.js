@@ -4,14 +4,14 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { copyButton } from "./lib/buttons.mjs";
 import { el } from "./lib/dom.mjs";
-import { findNode, markChanged } from "./lib/graph.mjs";
+import { findNode, keepResult } from "./lib/graph.mjs";
+import { PUBLISH_NODE } from "./lib/nodes.mjs";
 import { panelOf } from "./lib/panel.mjs";
 import { table } from "./lib/record.mjs";
-import { whenOpen, tabOfOutput } from "./lib/runs.mjs";
+import { whenOpen } from "./lib/runs.mjs";
 import { text } from "./lib/texts.mjs";
 
-const NODE = "PublishLatentToKafka";
-const PROPERTY = "latent_encoder_published"; // what a saved workflow keeps
+const PROPERTY = "latent_encoder_published"; // what a saved workflow keeps: the place and the time, no key
 const SECTION = "published";
 
 app.registerExtension({
@@ -19,27 +19,24 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("executed", ({ detail }) => {
-      if (!detail.output?.kafka) return;
-      // ComfyUI's own listeners, which note the tab, may come after this one.
-      setTimeout(() => whenOpen(tabOfOutput(detail), () => take(detail)));
+      if (detail.output?.kafka) whenOpen(detail.prompt_id, () => take(detail));
     });
   },
 
   loadedGraphNode(node) {
     const kept = node.properties?.[PROPERTY];
-    if (node.type === NODE && kept?.published) show(node, kept);
+    if (node.type === PUBLISH_NODE && kept?.published) show(node, kept);
   },
 });
 
 /** Keep where the last message stands with its node, and show it. */
 function take({ display_node, node: id, output }) {
   const node = findNode(display_node ?? id);
-  if (node?.type !== NODE) return;
-  const { published, payload, key, timestamp } = output.kafka.at(-1);
-  const kept = { published, payload, key, timestamp };
-  node.properties[PROPERTY] = kept;
-  show(node, kept);
-  markChanged();
+  if (node?.type !== PUBLISH_NODE) return;
+  const message = output.kafka.at(-1);
+  const { published, timestamp } = message;
+  keepResult(node, PROPERTY, { published, timestamp });
+  show(node, message);
 }
 
 function show(node, { published, payload, key, timestamp }) {

@@ -2,9 +2,7 @@
 
 const STYLESHEET = new URL("../latent_encoder.css", import.meta.url).href;
 
-if (!document.querySelector(`link[href="${STYLESHEET}"]`)) {
-  document.head.append(el("link", { rel: "stylesheet", href: STYLESHEET }));
-}
+document.head.append(el("link", { rel: "stylesheet", href: STYLESHEET }));
 
 /**
  * Make an element.

@@ -9,7 +9,13 @@ const LARGEST_HEADER = 1e8; // bytes, as the safetensors library allows
 
 /** The address at which ComfyUI serves a file. */
 export function viewURL(file) {
-  return api.apiURL(`/view?${new URLSearchParams(only(file))}`);
+  return api.apiURL(viewRoute(file));
+}
+
+/** Whether ComfyUI has a file; where it does not answer, it may. */
+export async function exists(file) {
+  const answer = await api.fetchApi(viewRoute(file), { method: "HEAD", cache: "no-store" }).catch(() => null);
+  return answer?.status !== 404;
 }
 
 /** ComfyUI's annotated name: `sub/name.safetensors [output]`. */
@@ -32,7 +38,7 @@ export function beside(file, suffix) {
 /** What `<file>.json` says of a latent file; null where it cannot be read. */
 export async function fetchRecord(file) {
   try {
-    const answer = await fetch(viewURL(beside(file, ".json")), { cache: "no-store" });
+    const answer = await api.fetchApi(viewRoute(beside(file, ".json")), { cache: "no-store" });
     return answer.ok ? await answer.json() : null;
   } catch {
     return null;
@@ -42,7 +48,8 @@ export async function fetchRecord(file) {
 /** The record inside a latent file that has none beside it, as one that was moved or uploaded; null where there is none. */
 export async function fetchInnerRecord(file) {
   const header = await latentHeader(async (start, end) => {
-    const answer = await fetch(viewURL(file), { headers: { Range: `bytes=${start}-${end - 1}` }, cache: "no-store" });
+    const headers = { Range: `bytes=${start}-${end - 1}` };
+    const answer = await api.fetchApi(viewRoute(file), { headers, cache: "no-store" });
     return answer.status === 206 ? answer.arrayBuffer() : new ArrayBuffer(0);
   });
   try {
@@ -65,6 +72,10 @@ export async function latentHeader(read) {
   } catch {
     return null;
   }
+}
+
+function viewRoute(file) {
+  return `/view?${new URLSearchParams(only(file))}`;
 }
 
 function only({ filename, subfolder, type }) {

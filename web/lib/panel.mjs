@@ -1,6 +1,9 @@
 /** The part of a node in which we show things: one DOM widget, which both kinds of node rendering lay out. */
 
 import { el } from "./dom.mjs";
+import { keepSize } from "./graph.mjs";
+
+export const FAILURE = "failed"; // the section of what went wrong
 
 const WIDGET = "latent_encoder";
 const MARGIN = 8; // ComfyUI keeps it clear around the element
@@ -34,8 +37,10 @@ function makePanel(node) {
   function fit() {
     const [width, needed] = node.computeSize();
     if (node.size[1] < needed || node.size[1] === fitted) {
+      const before = [...node.size];
       fitted = needed;
       node.setSize([Math.max(node.size[0], width), needed]);
+      keepSize(node, before);
     }
     node.setDirtyCanvas(true, true);
   }
@@ -60,6 +65,7 @@ function makePanel(node) {
   }
 
   function show(name, shown) {
+    if (!shown && !sections.has(name)) return;
     if (!sections.has(name)) sections.set(name, content.appendChild(el("div")));
     sections.get(name).replaceChildren(...(shown ? [shown] : []));
     const wanted = [...sections.values()].some((section) => section.firstChild);

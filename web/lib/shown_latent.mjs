@@ -5,12 +5,13 @@
  */
 
 import { el } from "./dom.mjs";
-import { annotated, beside, fetchInnerRecord, fetchRecord, viewURL } from "./files.mjs";
+import { annotated, beside, exists, fetchInnerRecord, fetchRecord, viewURL } from "./files.mjs";
 import { latentListing } from "./listing.mjs";
 import { recordTable } from "./record.mjs";
 import { text } from "./texts.mjs";
 
 const PREVIEW = ".webp";
+const NOTHING = { choices: [], previews: [], records: [] };
 
 /** The file beside a latent that shows it. */
 export function previewOf(file) {
@@ -18,21 +19,19 @@ export function previewOf(file) {
 }
 
 /**
- * The file as it is now.
- * @param {import("./files.mjs").ComfyFile & {preview?: boolean}} file of the temporary folder, which is not listed, the
- *   caller says whether it has a thumbnail.
+ * The file as it is now. Not every file is listed that can be loaded: no symbolic link, and none of the temporary folder.
+ * @param {import("./files.mjs").ComfyFile & {preview?: boolean}} file of one that is not listed the caller says whether
+ *   it has a thumbnail.
  * @returns {Promise<ShownLatent>}
  */
 export async function readLatent(file) {
-  const { choices, previews, records } = await latentListing();
+  const { choices, previews, records } = await latentListing().catch(() => NOTHING);
   const name = annotated(file);
-  if (file.type === "temp") {
-    const record = await fetchRecord(file);
-    return { ...file, record, gone: record === null };
-  }
-  const gone = !choices.includes(name);
-  const outer = records.includes(name) ? await fetchRecord(file) : null;
-  return { ...file, preview: previews.includes(name), record: outer ?? (gone ? null : await fetchInnerRecord(file)), gone };
+  const isListed = choices.includes(name);
+  if (!isListed && !(await exists(file))) return { ...file, preview: false, record: null, gone: true };
+  const preview = isListed ? previews.includes(name) : Boolean(file.preview);
+  const outer = !isListed || records.includes(name) ? await fetchRecord(file) : null;
+  return { ...file, preview, record: outer ?? (await fetchInnerRecord(file)), gone: false };
 }
 
 /**

@@ -3,10 +3,18 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 
-const translations = await api
+let translations = {};
+
+const asked = api
   .fetchApi("/i18n")
-  .then((answer) => answer.json())
-  .catch(() => ({}));
+  .then(async (answer) => (translations = await answer.json()))
+  .catch(() => {}); // the keys then stand for the words
+
+app.registerExtension({
+  name: "LatentEncoder.Texts",
+  // Before a graph is loaded, but beside what ComfyUI asks for itself: waiting here at once would hold up its start.
+  setup: () => asked,
+});
 
 /**
  * @param {string} key of `latentEncoder` in main.json; where a language lacks it, English stands in.
