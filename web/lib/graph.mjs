@@ -57,7 +57,8 @@ function statesOf(node) {
   return [initialState, activeState, ...undoQueue, ...redoQueue].flatMap((state) => {
     const isRoot = node.graph === rootGraph();
     const graph = isRoot ? state : state?.definitions?.subgraphs?.find(({ id }) => id === node.graph?.id);
-    return graph?.nodes?.find(({ id, type }) => id === node.id && type === node.type) ?? [];
+    // 0.33 counts in strings and writes numbers.
+    return graph?.nodes?.find(({ id, type }) => String(id) === String(node.id) && type === node.type) ?? [];
   });
 }
 

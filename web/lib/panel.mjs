@@ -6,6 +6,7 @@ import { keepSize } from "./graph.mjs";
 export const FAILURE = "failed"; // the section of what went wrong
 
 const WIDGET = "latent_encoder";
+const SETTLED_AFTER = 300; // milliseconds: the new node rendering gives a node its height once it is laid out
 const MARGIN = 8; // ComfyUI keeps it clear around the element
 const PICTURE = "$$canvas-image-preview"; // ComfyUI's widget for a node's picture: 1.27 lets it fill the node's rest
 
@@ -35,14 +36,16 @@ function makePanel(node) {
 
   /** Make the node as tall as its widgets need; smaller again where nobody else has made it taller. */
   function fit() {
+    const before = [...node.size];
     const [width, needed] = node.computeSize();
     if (node.size[1] < needed || node.size[1] === fitted) {
-      const before = [...node.size];
       fitted = needed;
       node.setSize([Math.max(node.size[0], width), needed]);
-      keepSize(node, before);
     }
     node.setDirtyCanvas(true, true);
+    const now = [...node.size];
+    keepSize(node, before);
+    setTimeout(() => keepSize(node, now), SETTLED_AFTER);
   }
 
   function addWidget() {
