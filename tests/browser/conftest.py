@@ -13,12 +13,18 @@ from comfyui.conftest import host, pytest_generate_tests
 from comfyui.hosts import Host, HostUnavailable
 from comfyui.servers import PACK_NAME, Server, install_models, install_pack
 from PIL import Image
+from skimage import data
 
 __all__ = ["host", "pytest_generate_tests"]
 
 FOLDER_NAME = "latent-encoder"  # what the editor shows beside each of the pack's nodes
-# A node whose VAE is none: what fails then is one of ComfyUI's own nodes.
-BROKEN_VAE = """
+# Nodes whose VAE is none: with the first, what fails is one of ComfyUI's own nodes; the second takes its time. And a
+# node of somebody else that fails in words like ours.
+PROBES = """
+import time
+
+import torch
+
 class ProbeBrokenVAE:
     INPUT_TYPES = classmethod(lambda cls: {"required": {}})
     RETURN_TYPES = ("VAE",)
@@ -31,7 +37,18 @@ class ProbeBrokenVAE:
     def encode(self, pixels):
         raise RuntimeError("the probe's VAE encodes nothing")
 
-NODE_CLASS_MAPPINGS = {"ProbeBrokenVAE": ProbeBrokenVAE}
+class ProbeSlowVAE(ProbeBrokenVAE):
+    def encode(self, pixels):
+        time.sleep(3)
+        return torch.zeros(1, 4, pixels.shape[1] // 8, pixels.shape[2] // 8)
+
+class ProbeFailure(ProbeBrokenVAE):
+    OUTPUT_NODE = True
+
+    def make(self):
+        raise RuntimeError("[ERROR] another pack's words")
+
+NODE_CLASS_MAPPINGS = {each.__name__: each for each in (ProbeBrokenVAE, ProbeSlowVAE, ProbeFailure)}
 """
 OLDEST_VUE = (0, 33)  # 0.3.64 has the new node rendering as an experiment only
 
@@ -69,7 +86,7 @@ def server(host: Host, chromium: str) -> Iterator[Server]:
         Image.new("RGB", (64, 64)).save(server.input / "example.png")  # every ComfyUI has a picture of this name
         install_pack(base / "custom_nodes")
         (base / "custom_nodes" / PACK_NAME).rename(base / "custom_nodes" / FOLDER_NAME)
-        (base / "custom_nodes" / "broken_vae.py").write_text(BROKEN_VAE, encoding="utf-8")
+        (base / "custom_nodes" / "probes.py").write_text(PROBES, encoding="utf-8")
         install_models(base / "models", host)
         try:
             server.start()
@@ -77,6 +94,14 @@ def server(host: Host, chromium: str) -> Iterator[Server]:
             pytest.skip(str(reason))
         yield server
         server.process.stop()
+
+
+@pytest.fixture
+def photo(server: Server) -> Path:
+    """A photograph in ComfyUI's input folder."""
+    path = server.input / "cat.png"
+    Image.fromarray(data.chelsea()).save(path)
+    return path
 
 
 @pytest.fixture

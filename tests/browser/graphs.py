@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from browser.editor import Editor
 from comfyui.servers import Server
-from playwright.sync_api import Locator
+from playwright.sync_api import Locator, expect
 
+TOAST = ".p-toast-message"
 BOTH_RENDERINGS = pytest.mark.parametrize("rendering", ["classic", "vue"], indirect=True)
 
 LAY = """async ([nodes, links]) => {
@@ -91,6 +92,32 @@ def fail(editor: Editor, server: Server) -> str:
 def panel(editor: Editor, name: str) -> Locator:
     """What a node of ours shows under that name; wait for it as for any locator."""
     return editor.page.get_by_role("region", name=name)
+
+
+def failure(editor: Editor) -> Locator:
+    """What the failed node shows."""
+    return editor.page.locator(".latent-encoder-failure[role=alert]")
+
+
+def check_words(editor: Editor, said: str) -> None:
+    """The node shows the code and both sentences, and nothing of Python's."""
+    code, words = said.strip().removeprefix("[").split("] ", 1)
+    message, hint = words.split("\n")
+    expect(failure(editor).locator(".latent-encoder-code")).to_have_text(code)
+    expect(failure(editor).locator(".latent-encoder-message")).to_have_text(message)
+    expect(failure(editor).locator(".latent-encoder-hint")).to_have_text(hint)
+    expect(failure(editor)).to_be_visible()
+    assert "Traceback" not in failure(editor).inner_text()
+    check_also_said_elsewhere(editor, message)
+
+
+def check_also_said_elsewhere(editor: Editor, message: str) -> None:
+    """The words stand in ComfyUI's own dialog, or else in a message of ours in the corner; not in both."""
+    editor.page.wait_for_timeout(1500)
+    said = [editor.page.locator(place).filter(has_text=message).count() for place in ("[role=dialog]", TOAST)]
+    assert sorted(said) == [0, 1]
+    assert "Traceback" not in editor.messages()
+    editor.dismiss_messages()
 
 
 def size_of(editor: Editor, node_id: int) -> list[float]:

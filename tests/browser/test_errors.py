@@ -4,49 +4,12 @@ from __future__ import annotations
 
 import pytest
 from browser.editor import Editor
-from browser.graphs import BOTH_RENDERINGS, fail, lay, lay_encoder, look_at, node, run
+from browser.graphs import BOTH_RENDERINGS, TOAST, check_words, fail, failure, lay, lay_encoder, look_at, node, run
 from browser.shots import take_page
 from comfyui.servers import Server
-from PIL import Image
-from playwright.sync_api import Locator, expect
-from skimage import data
+from playwright.sync_api import expect
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-MADE = "latents_to_load"
-TOAST = ".p-toast-message"
-
-
-@pytest.fixture(autouse=True)
-def photo(server: Server) -> None:
-    """A photograph in ComfyUI's input folder."""
-    Image.fromarray(data.chelsea()).save(server.input / "cat.png")
-
-
-def failure(editor: Editor) -> Locator:
-    """What the failed node shows."""
-    return editor.page.locator(".latent-encoder-failure[role=alert]")
-
-
-def check_words(editor: Editor, said: str) -> None:
-    """The node shows the code and both sentences, and nothing of Python's."""
-    code, words = said.strip().removeprefix("[").split("] ", 1)
-    message, hint = words.split("\n")
-    expect(failure(editor).locator(".latent-encoder-code")).to_have_text(code)
-    expect(failure(editor).locator(".latent-encoder-message")).to_have_text(message)
-    expect(failure(editor).locator(".latent-encoder-hint")).to_have_text(hint)
-    expect(failure(editor)).to_be_visible()
-    assert "Traceback" not in failure(editor).inner_text()
-    check_also_said_elsewhere(editor, message)
-
-
-def check_also_said_elsewhere(editor: Editor, message: str) -> None:
-    """The words stand in ComfyUI's own dialog, or else in a message of ours in the corner; not in both."""
-    editor.page.wait_for_timeout(1500)
-    said = [editor.page.locator(place).filter(has_text=message).count() for place in ("[role=dialog]", TOAST)]
-    assert sorted(said) == [0, 1]
-    assert "Traceback" not in editor.messages()
-    editor.dismiss_messages()
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.usefixtures("photo")]
 
 
 def lay_loader(editor: Editor, name: str, vae: str) -> None:
@@ -69,14 +32,19 @@ def test_a_wrong_vae(editor: Editor, server: Server, rendering: str) -> None:
     lay_encoder(editor, server.host.demo_vae, filename_prefix=name)
     run(editor, server)
     lay_loader(editor, f"{name}_00001_.safetensors [output]", "taesd")
+    height = node_height(editor, "LoadLatentFromDisk")
     said = fail(editor, server)
     assert said.startswith(f"[VAE_MISMATCH] This latent was made by the VAE '{server.host.demo_vae}'")
     check_words(editor, said)
-    take_page(editor, server, f"failure_{rendering}")
+    assert node_height(editor, "LoadLatentFromDisk") > height
+    if rendering == "classic":
+        take_page(editor, server, "failure_classic")
 
     editor.choose("VAELoader", "vae_name", server.host.demo_vae)
     run(editor, server)
     expect(failure(editor)).to_have_count(0)
+    editor.page.wait_for_timeout(500)
+    assert node_height(editor, "LoadLatentFromDisk") == height
     assert editor.errors == editor.ours == []
 
 
@@ -88,11 +56,12 @@ def test_a_missing_file(editor: Editor, server: Server, rendering: str) -> None:
     assert said.startswith("[LATENT_NOT_FOUND] There is no file 'moved_away.safetensors' in the folder 'output'.")
     check_words(editor, said)
     assert node_height(editor, "LoadLatentFromDisk") > height
+    editor.choose("LoadLatentFromDisk", "latent_file", "another.safetensors [output]")
+    expect(failure(editor)).to_have_count(0)
     assert editor.ours == []
 
 
 def test_a_refused_name_and_then_a_good_one(editor: Editor, server: Server) -> None:
-    """The node has the height of before once there is nothing to say and nothing to show."""
     lay_encoder(editor, "taesd", filename_prefix="a/../../b")
     check_words(editor, fail(editor, server))
     editor.choose("EncodeToLatentFile", "filename_prefix", "good")
@@ -119,6 +88,15 @@ def test_words_of_comfyui_itself(editor: Editor, server: Server) -> None:
     assert editor.ours == []
 
 
+def test_a_failure_of_another_pack(editor: Editor, server: Server) -> None:
+    """Its node shows nothing of ours, whatever its message looks like."""
+    lay(editor, {"failing": node("ProbeFailure", 0)}, [])
+    assert "[ERROR] another pack's words" in fail(editor, server)
+    editor.page.wait_for_timeout(1500)
+    expect(failure(editor)).to_have_count(0)
+    expect(editor.page.locator(TOAST).filter(has_text="another pack's words")).to_have_count(0)
+
+
 def test_failures_of_a_tab_in_the_background(editor: Editor, server: Server) -> None:
     lay_encoder(editor, "taesd", filename_prefix="front")
     lay_encoder(editor, "taesd", filename_prefix="a/../../b")
@@ -133,6 +111,24 @@ def test_failures_of_a_tab_in_the_background(editor: Editor, server: Server) -> 
     editor.page.wait_for_timeout(1000)
     look_at(editor, editor.node_id("EncodeToLatentFile"))
     expect(failure(editor)).to_contain_text("PATH_NOT_ALLOWED")
+    assert editor.ours == []
+
+
+def test_a_good_run_after_a_failure_in_the_background(editor: Editor, server: Server) -> None:
+    """What was mended before one comes back to the tab is not said any more."""
+    lay_encoder(editor, "taesd", filename_prefix="front")
+    away = lay_encoder(editor, "taesd", filename_prefix="a/../../b")
+    editor.run()
+    editor.choose("EncodeToLatentFile", "filename_prefix", "mended")
+    prompt = editor.run()
+    editor.command("Workspace.PreviousOpenedWorkflow")
+    server.client.wait(prompt, timeout=300)
+    editor.page.wait_for_timeout(2000)
+    editor.dismiss_messages()
+    editor.command("Workspace.NextOpenedWorkflow")
+    look_at(editor, away["encoder"])
+    expect(editor.page.get_by_role("region", name="Saved latent")).to_contain_text("mended_00001_.safetensors")
+    expect(failure(editor)).to_have_count(0)
     assert editor.ours == []
 
 

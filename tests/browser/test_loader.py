@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -13,30 +12,24 @@ import torch
 from browser.editor import Editor
 from browser.graphs import BOTH_RENDERINGS, lay, lay_encoder, look_at, node, panel, run
 from comfyui.servers import Server
-from PIL import Image
 from playwright.sync_api import Locator, expect
-from skimage import data
 
 from latent_encoder.latent_file import load_latent, save_latent
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.usefixtures("photo")]
 
 CHOSEN = "Chosen latent"
-DROP = """async ([x, y, name, bytes]) => {
+PLACE = [900, 600]  # of the page: an empty one
+DROP = """async ([x, y, files]) => {
     const transfer = new DataTransfer();
-    transfer.items.add(new File([Uint8Array.from(bytes)], name));
+    for (const [name, bytes] of files) transfer.items.add(new File([Uint8Array.from(bytes)], name));
     const target = document.elementFromPoint(x, y);
     const at = { bubbles: true, cancelable: true, composed: true, clientX: x, clientY: y, dataTransfer: transfer };
     target.dispatchEvent(new DragEvent("dragover", at));
     await new Promise(done => setTimeout(done, 300));
     target.dispatchEvent(new DragEvent("drop", at));
+    setTimeout(() => transfer.items.clear());  // as a browser does once the event has been handled
 }"""
-
-
-@pytest.fixture(autouse=True)
-def photo(server: Server) -> None:
-    """A photograph in ComfyUI's input folder."""
-    Image.fromarray(data.chelsea()).save(server.input / "cat.png")
 
 
 def lay_loader(editor: Editor) -> int:
@@ -182,10 +175,55 @@ def test_drop_on_the_canvas_adds_a_node(editor: Editor, server: Server, tmp_path
     drop(editor, path)
     editor.page.wait_for_function("() => window.app.graph.nodes.length === 1")
     assert chosen_value(editor) == f"{path.name} [input]"
-    x, y = editor.page.evaluate("() => [...window.app.graph.nodes[0].pos]")
-    mouse = editor.page.evaluate("() => [...window.app.canvas.graph_mouse]")
-    assert [x, y] == pytest.approx(mouse, abs=1)
+    assert places(editor) == [pytest.approx(on_canvas(editor, PLACE), abs=1)]
     assert editor.errors == editor.ours == []
+
+
+def test_several_are_dropped_at_once(editor: Editor, server: Server, tmp_path: Path) -> None:
+    """0.33 takes all of them, 0.3.64 the first: each node can be seen."""
+    paths = [save(tmp_path, f"several_{index}") for index in range(3)]
+    editor.command("Comfy.NewBlankWorkflow")
+    editor.page.wait_for_timeout(1000)
+    drop(editor, *paths)
+    editor.page.wait_for_timeout(2000)
+    found = places(editor)
+    assert len(found) == (1 if server.host.release < (0, 33) else 3)
+    assert len({tuple(place) for place in found}) == len(found)
+    assert editor.errors == editor.ours == []
+
+
+def test_one_that_is_opened_stands_in_the_middle(editor: Editor, server: Server, tmp_path: Path) -> None:
+    path = save(tmp_path, "opened")
+    editor.command("Comfy.NewBlankWorkflow")
+    editor.page.wait_for_timeout(1000)
+    with editor.page.expect_file_chooser() as chooser:
+        editor.command("Comfy.OpenWorkflow")
+    chooser.value.set_files(path)
+    editor.page.wait_for_function("() => window.app.graph.nodes.length === 1")
+    middle = editor.page.evaluate(
+        """() => {
+            const { left, top, width, height } = window.app.canvas.canvas.getBoundingClientRect();
+            return [left + width / 2, top + height / 2];
+        }"""
+    )
+    assert places(editor) == [pytest.approx(on_canvas(editor, middle), abs=1)]
+    assert editor.errors == editor.ours == []
+
+
+def places(editor: Editor) -> list[list[float]]:
+    return editor.page.evaluate("() => window.app.graph.nodes.map(node => [...node.pos])")
+
+
+def on_canvas(editor: Editor, place: list[float]) -> list[float]:
+    """That place of the page, in the graph's own measure."""
+    return editor.page.evaluate(
+        """([x, y]) => {
+            const { left, top } = window.app.canvas.canvas.getBoundingClientRect();
+            const { scale, offset } = window.app.canvas.ds;
+            return [(x - left) / scale - offset[0], (y - top) / scale - offset[1]];
+        }""",
+        place,
+    )
 
 
 def test_drop_of_one_with_a_workflow_opens_it(editor: Editor, server: Server, tmp_path: Path) -> None:
@@ -201,26 +239,27 @@ def test_drop_of_one_with_a_workflow_opens_it(editor: Editor, server: Server, tm
 
 
 def test_other_files_stay_comfyuis(editor: Editor, server: Server, tmp_path: Path) -> None:
-    """A safetensors file that is no latent, such as a LoRA, is not taken in, on the node neither."""
+    """A safetensors file that is no latent, such as a LoRA, is not taken in, on the node neither: ComfyUI opens it."""
     from safetensors.torch import save_file
 
     path = tmp_path / "lora.safetensors"
-    save_file({"weight": torch.zeros(2, 2)}, path)
+    lay_encoder(editor, "taesd")
+    workflow = editor.page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
+    save_file({"weight": torch.zeros(2, 2)}, path, {"workflow": workflow})
     loader = lay_loader(editor)
     before = chosen_value(editor)
     drop(editor, path, on_node=loader)
-    editor.page.wait_for_timeout(2000)
+    editor.page.wait_for_function("() => window.app.graph.nodes.some(n => n.type === 'EncodeToLatentFile')")
+    editor.command("Workspace.PreviousOpenedWorkflow")
+    editor.page.wait_for_timeout(1000)
     assert chosen_value(editor) == before
     assert not (server.input / path.name).exists()
-    workflow = tmp_path / "other.json"
-    workflow.write_text(json.dumps(editor.page.evaluate("() => window.app.graph.serialize()")), encoding="utf-8")
-    editor.open(workflow)
     assert editor.ours == []
 
 
-def drop(editor: Editor, path: Path, *, on_node: int | None = None) -> None:
-    """Drop a file of the user's on a node, else on an empty place."""
-    place = [900, 600]
+def drop(editor: Editor, *paths: Path, on_node: int | None = None) -> None:
+    """Drop files of the user's on a node, else on an empty place."""
+    place = PLACE
     if on_node is not None:
         place = editor.page.evaluate(
             """id => {
@@ -230,6 +269,6 @@ def drop(editor: Editor, path: Path, *, on_node: int | None = None) -> None:
             }""",
             on_node,
         )
-    editor.page.mouse.move(*place)
-    editor.page.evaluate(DROP, [*place, path.name, list(path.read_bytes())])
+    editor.page.mouse.move(700, 300)  # while one drags a file the mouse says nothing
+    editor.page.evaluate(DROP, [*place, [[path.name, list(path.read_bytes())] for path in paths]])
     editor.page.wait_for_timeout(1000)

@@ -9,23 +9,16 @@ from typing import Any
 import pytest
 from browser.editor import Editor
 from browser.graphs import BOTH_RENDERINGS, lay, lay_encoder, look_at, node, panel, prompt_of, run, size_of
+from browser.shots import take_node
 from comfyui.servers import Server
-from PIL import Image
 from playwright.sync_api import Locator, expect
-from skimage import data
 
 from latent_encoder.latent_file import load_latent
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.usefixtures("photo")]
 
 SAVED = "Saved latent"
 PICTURE_LOADED = "image => image.complete && image.naturalWidth > 0"
-
-
-@pytest.fixture(autouse=True)
-def photo(server: Server) -> None:
-    """A photograph in ComfyUI's input folder."""
-    Image.fromarray(data.chelsea()).save(server.input / "cat.png")
 
 
 @BOTH_RENDERINGS
@@ -147,6 +140,62 @@ def save_workflow(editor: Editor, name: str) -> None:
     editor.page.wait_for_timeout(1000)
 
 
+def test_run_on_change_does_not_run_for_what_a_run_has_shown(editor: Editor, server: Server) -> None:
+    """ComfyUI queues a prompt whenever the graph changes; what a node shows of its run is no such change."""
+    lay_encoder(editor, server.host.demo_vae, filename_prefix="on_change")
+    click_beside(editor)  # the picture that is loaded has made the node taller
+    mode = "mode => { window.app.extensionManager.queueSettings.mode = mode; }"
+    editor.page.evaluate(mode, "change")
+    run(editor, server)
+    expect(panel(editor, SAVED)).to_be_visible()
+    editor.page.wait_for_timeout(3000)
+    click_beside(editor)
+    editor.page.wait_for_timeout(3000)
+    assert [path.name for path in server.output.glob("on_change*.safetensors")] == ["on_change_00001_.safetensors"]
+    editor.page.evaluate(mode, "disabled")
+    assert editor.errors == editor.ours == []
+
+
+@BOTH_RENDERINGS
+def test_a_run_is_no_edit(editor: Editor, server: Server, rendering: str) -> None:
+    """It does not mark the saved workflow as modified, and to undo means the user's edit: files are still shown."""
+    name = f"no_edit_{rendering}"
+    lay_encoder(editor, "taesd", filename_prefix=name)
+    click_beside(editor)  # the picture that is loaded has made the node taller
+    save_workflow(editor, name)
+    run(editor, server)
+    panel(editor, SAVED).wait_for()
+    click_beside(editor)
+    assert not is_modified(editor)
+
+    editor.choose("EncodeToLatentFile", "filename_prefix", f"{name}_changed")
+    click_beside(editor)
+    assert is_modified(editor)
+    run(editor, server)
+    expect(panel(editor, SAVED)).to_contain_text(f"{name}_changed_00001_.safetensors")
+    click_beside(editor)
+    editor.press("Control+z")
+    editor.page.wait_for_timeout(1500)
+    assert editor.widgets("EncodeToLatentFile")["filename_prefix"] == name
+    expect(panel(editor, SAVED)).to_contain_text(f"{name}_changed_00001_.safetensors")
+    assert not is_modified(editor)
+    editor.press("Control+y")
+    editor.page.wait_for_timeout(1500)
+    assert editor.widgets("EncodeToLatentFile")["filename_prefix"] == f"{name}_changed"
+    assert editor.errors == editor.ours == []
+
+
+def click_beside(editor: Editor) -> None:
+    """Click on an empty place: ComfyUI compares the graph with what it was after each click."""
+    editor.page.wait_for_timeout(1000)
+    editor.page.mouse.click(1300, 900)
+    editor.page.wait_for_timeout(1000)
+
+
+def is_modified(editor: Editor) -> bool:
+    return editor.page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.isModified")
+
+
 @pytest.mark.parametrize("kind", ["EncodeToLatentFile", "SaveLatentToDisk"])
 def test_every_file_of_a_list(editor: Editor, server: Server, kind: str) -> None:
     """A list of three names makes three files in one run; all can be looked at."""
@@ -218,6 +267,67 @@ def test_a_run_of_a_tab_in_the_background(editor: Editor, server: Server) -> Non
     assert editor.errors == editor.ours == []
 
 
+def test_a_run_of_a_closed_tab(editor: Editor, server: Server) -> None:
+    """Its file goes to no other tab's node of the same number."""
+    lay_slow_encoder(editor, "left")
+    lay_slow_encoder(editor, "closed")
+    save_workflow(editor, "closed")  # ComfyUI then closes it without a question
+    prompt = editor.run()
+    editor.command("Workspace.CloseWorkflow")
+    editor.page.wait_for_function(
+        "() => window.app.graph.nodes.some(n => n.widgets?.some(w => w.value === 'left'))", timeout=10_000
+    )
+    server.client.wait(prompt, timeout=300)
+    editor.page.wait_for_timeout(2000)
+    assert (server.output / "closed_00001_.safetensors").exists()
+    expect(panel(editor, SAVED)).to_have_count(0)
+    assert editor.errors == editor.ours == []
+
+
+def test_a_list_while_one_is_in_another_tab(editor: Editor, server: Server) -> None:
+    """One sees the first of three files, goes, and comes back when all are there."""
+    lay_encoder(editor, "taesd", filename_prefix="front")
+    saver = lay_slow_encoder(editor, "gone_a\ngone_b\ngone_c")
+    prompt = editor.run()
+    expect(panel(editor, SAVED)).to_contain_text("gone_a_00001_.safetensors")
+    editor.command("Workspace.PreviousOpenedWorkflow")
+    server.client.wait(prompt, timeout=300)
+    editor.page.wait_for_timeout(2000)
+    expect(panel(editor, SAVED)).to_have_count(0)
+    editor.command("Workspace.NextOpenedWorkflow")
+    editor.page.wait_for_timeout(1000)
+    look_at(editor, saver)
+    expect(panel(editor, SAVED)).to_contain_text("3 of 3")
+    expect(panel(editor, SAVED)).to_contain_text("gone_c_00001_.safetensors")
+    assert editor.errors == editor.ours == []
+
+
+def test_the_page_is_loaded_again_during_a_run(editor: Editor, server: Server) -> None:
+    saver = lay_slow_encoder(editor, "early\nlate_b\nlate_c\nlate_d\nlate_e")
+    prompt = editor.run()
+    expect(panel(editor, SAVED)).to_contain_text("early_00001_.safetensors")
+    editor.reload()
+    look_at(editor, saver)
+    server.client.wait(prompt, timeout=300)
+    expect(panel(editor, SAVED)).to_contain_text("late_e_00001_.safetensors")
+    assert editor.ours == []
+
+
+def lay_slow_encoder(editor: Editor, names: str) -> int:
+    """An EncodeToLatentFile that takes three seconds for each of these names, one a line."""
+    ids = lay(
+        editor,
+        {
+            "vae": node("ProbeSlowVAE", 0),
+            "names": node("ProbeStrings", 0, 200, lines=names),
+            "saver": node("EncodeToLatentFile", 350, image="cat.png", megapixels=0.02),
+        },
+        [("vae", 0, "saver", "vae"), ("names", 0, "saver", "filename_prefix")],
+    )
+    look_at(editor, ids["saver"])
+    return ids["saver"]
+
+
 def record_of(server: Server, name: str) -> dict[str, Any]:
     return load_latent(server.output / name).record
 
@@ -262,3 +372,18 @@ def check_panel_fits(editor: Editor, node_id: int, rendering: str) -> None:
 
 def widgets_values(editor: Editor, node_id: int) -> list[Any]:
     return editor.page.evaluate("id => window.app.graph.getNodeById(id).serialize().widgets_values", node_id)
+
+
+def test_an_optimized_vae(editor: Editor, server: Server) -> None:
+    nodes = {
+        "vae": node("VAELoader", 0, vae_name=server.host.demo_vae),
+        "faster": node("OptimizeVAEForEncoding", 350),
+        "encoder": node("EncodeToLatentFile", 700, image="cat.png", megapixels=0.02, filename_prefix="faster"),
+    }
+    ids = lay(editor, nodes, [("vae", 0, "faster", "vae"), ("faster", 0, "encoder", "vae")])
+    look_at(editor, ids["faster"])
+    run(editor, server)
+    expect(panel(editor, SAVED)).to_be_visible()
+    assert record_of(server, "faster_00001_.safetensors")["optimized"] is True
+    take_node(editor, server, "OptimizeVAEForEncoding")
+    assert editor.errors == editor.ours == []

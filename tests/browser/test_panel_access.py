@@ -8,11 +8,9 @@ import pytest
 from browser.editor import VUE_NODES, Editor
 from browser.graphs import BOTH_RENDERINGS, fail, lay_encoder, panel, run
 from comfyui.servers import Server
-from PIL import Image
 from playwright.sync_api import expect
-from skimage import data
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.usefixtures("photo")]
 
 SAVED = "Saved latent"
 READABLE = 4.5  # WCAG 2.1, AA
@@ -35,12 +33,6 @@ FOCUSED = """() => {
     const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement);
     return { text: document.activeElement.textContent, outline: outlineStyle !== "none" && parseFloat(outlineWidth) };
 }"""
-
-
-@pytest.fixture(autouse=True)
-def photo(server: Server) -> None:
-    """A photograph in ComfyUI's input folder."""
-    Image.fromarray(data.chelsea()).save(server.input / "cat.png")
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from comfyui.hosts import REPOSITORY
 from comfyui.servers import Server
 from PIL import Image
 from playwright.sync_api import ConsoleMessage
-from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
 from latent_encoder.latent_file import load_latent
@@ -40,14 +39,6 @@ PICTURE_SIDE = 640
 LARGEST_PICTURE = 40_000
 PHOTO = "cat.png"
 LATENT = "cat_00001_.safetensors"
-
-
-@pytest.fixture
-def photo(server: Server) -> Path:
-    """A photograph in ComfyUI's input folder."""
-    path = server.input / PHOTO
-    Image.fromarray(data.chelsea()).save(path)
-    return path
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ WIRES = [
 OURS = {
     "EncodeToLatentFile": "Encode to Latent File",
     "LoadLatentFromDisk": "Load Latent from Disk",
+    "OptimizeVAEForEncoding": "Optimize VAE for Encoding",
     "PublishLatentToKafka": "Publish Latent to Kafka",
     "SaveLatentToDisk": "Save Latent to Disk",
 }
