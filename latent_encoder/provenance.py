@@ -144,7 +144,7 @@ def check_decodable(
         hint = f"Wire in '{maker}'." if maker else None
         raise LatentEncoderError(
             "VAE_MISMATCH",
-            f"This latent {made_by} and has the shape {shape}. {given} takes {' and '.join(wrong)}.",
+            f"This latent {made_by} and has the shape {shape}. {given} takes {', and it takes '.join(wrong)}.",
             hint,
         )
 
