@@ -304,13 +304,22 @@ def test_a_list_while_one_is_in_another_tab(editor: Editor, server: Server) -> N
     assert editor.ours == []  # 0.33 has errors of its own about nodes that are not in the tab that is open
 
 
-def test_the_page_is_loaded_again_during_a_run(editor: Editor, server: Server) -> None:
-    saver = lay_slow_encoder(editor, "late_a\nlate_b\nlate_c\nlate_d\nlate_e")
+def test_what_a_run_tells_after_the_page_was_loaded_again(editor: Editor, server: Server) -> None:
+    """The page does not know the prompt any more; the server does, and its workflow."""
+    ids = lay_encoder(editor, "taesd", filename_prefix="before_f5")
     prompt = editor.run()
-    editor.reload()
-    look_at(editor, saver)
     server.client.wait(prompt, timeout=300)
-    expect(panel(editor, SAVED)).to_contain_text("late_e_00001_.safetensors")
+    editor.reload()
+    look_at(editor, ids["encoder"])
+    tell = """([prompt_id, node, filename]) => {
+        const output = { latents: [{ filename, subfolder: "", type: "output" }] };
+        window.app.api.dispatchCustomEvent("executed", { prompt_id, node, display_node: node, output });
+    }"""
+    editor.page.evaluate(tell, [prompt, str(ids["encoder"]), "late.safetensors"])
+    expect(panel(editor, SAVED)).to_contain_text("late.safetensors")
+    editor.page.evaluate(tell, ["another's", str(ids["encoder"]), "strange.safetensors"])
+    editor.page.wait_for_timeout(3000)
+    expect(panel(editor, SAVED)).to_contain_text("late.safetensors")
     assert editor.ours == []
 
 
