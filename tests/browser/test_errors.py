@@ -118,7 +118,7 @@ def test_a_good_run_after_a_failure_in_the_background(editor: Editor, server: Se
     """What was mended before one comes back to the tab is not said any more."""
     lay_encoder(editor, "taesd", filename_prefix="front")
     away = lay_encoder(editor, "taesd", filename_prefix="a/../../b")
-    editor.run()
+    check_words(editor, fail(editor, server))
     editor.choose("EncodeToLatentFile", "filename_prefix", "mended")
     prompt = editor.run()
     editor.command("Workspace.PreviousOpenedWorkflow")
