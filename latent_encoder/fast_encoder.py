@@ -32,8 +32,9 @@ ENDS = frozenset(
     | {"conv1.weight", "conv1.bias"}
 )
 
-STRIP_BYTES = 1 << 27
-STRIP_ROWS = 128
+STRIP_BYTES, STRIP_ROWS = 1 << 27, 128
+"""About how large a strip of a layer's picture is, and its least rows: those around it are computed as well."""
+
 PIECE = 1 << 18
 """Numbers that are normalised at a time on a CPU: 1 MB of float32."""
 
@@ -129,7 +130,7 @@ def encode_frame(
     import torch
 
     x = pixels[:, :, 0].contiguous(memory_format=torch.channels_last)
-    return _Pass(weights, x, strip_rows, on_layer).run(x).unsqueeze(2)
+    return _Pass(weights, x, strip_rows, on_layer).run().unsqueeze(2)
 
 
 def _layers(keys: Iterable[str]) -> list[tuple[str, str]] | None:
@@ -153,9 +154,9 @@ class _Pass:
     """One picture's way through the encoder."""
 
     def __init__(
-        self, weights: Weights, like: torch.Tensor, strip_rows: int | None, on_layer: Callable[[float], None]
+        self, weights: Weights, pixels: torch.Tensor, strip_rows: int | None, on_layer: Callable[[float], None]
     ) -> None:
-        self._weights, self._like, self._strip_rows = weights, like, strip_rows
+        self._weights, self._pixels, self._strip_rows = weights, pixels, strip_rows
         layers = _layers(weights)
         if layers is None:
             raise ValueError("these weights are not those of an encoder that can be folded")
@@ -163,7 +164,8 @@ class _Pass:
         self._on_layer, self._done = on_layer, 0.0
         self._folded: dict[str, torch.Tensor] = {}
 
-    def run(self, x: torch.Tensor) -> torch.Tensor:
+    def run(self) -> torch.Tensor:
+        x = self._pixels
         section = [("convolution", "encoder.conv1.")]
         for kind, prefix in self._layers:
             if kind == "downsample":
@@ -253,7 +255,8 @@ class _Pass:
 
         out = torch.empty_like(x, memory_format=torch.channels_last) if out is None else out
         scale = self._fold(gamma).flatten() * x.shape[1] ** 0.5
-        source, target = (each.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for each in (x, out))
+        source = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        target = out.permute(0, 2, 3, 1).view(-1, x.shape[1])  # never a copy: it is written to
         step = max(1, PIECE // x.shape[1]) if x.device.type == "cpu" else len(source)
         for first in range(0, len(source), step):
             piece, result = source[first : first + step], target[first : first + step]
@@ -269,7 +272,7 @@ class _Pass:
 
         if key not in self._folded:
             weight = self._weights[key]
-            weight = (weight[:, :, -1] if weight.ndim == 5 else weight).to(self._like)
+            weight = (weight[:, :, -1] if weight.ndim == 5 else weight).to(self._pixels)
             is_kernel = weight.ndim == 4 and key.endswith("weight")
             self._folded[key] = weight.contiguous(memory_format=torch.channels_last) if is_kernel else weight
         return self._folded[key]

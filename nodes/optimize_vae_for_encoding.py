@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -62,9 +63,10 @@ def optimize(vae: Any) -> Any:
     return faster
 
 
-def was_optimized(samples: Any) -> bool | None:
-    """Whether this very latent was encoded the faster way; None where no optimized VAE made it."""
-    return _optimized.get(samples)
+def was_optimized(latent: dict[str, Any]) -> bool | None:
+    """Whether this very LATENT was encoded the faster way; None where no optimized VAE made it."""
+    samples = latent.get("samples")
+    return _optimized.get(samples) if isinstance(samples, torch.Tensor) else None
 
 
 def _telling(encode: Callable[..., Any], encoder: FastEncoder) -> Callable[..., Any]:

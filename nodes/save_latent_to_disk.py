@@ -55,6 +55,6 @@ class SaveLatentToDisk(io.ComfyNode):
         if told and graph.get_parent_node_id(node_id) is not None:  # no client can write the _meta of such a node
             picture = links["scaled_image"]
             known |= told | measure(picture.shape, samples["samples"].shape)
-        known["optimized"] = was_optimized(samples["samples"])
+        known["optimized"] = was_optimized(samples)
         known["vae_sha256"] = comfyui_host.vae_sha256(known.get("vae_name"))
         return save(samples, options, known, picture, cls.hidden)

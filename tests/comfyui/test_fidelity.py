@@ -17,7 +17,8 @@ probe_latents = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(probe_latents)
 
 UNHOLDABLE = ("complex128", "float8_e8m0fnu", "object-key")
-HOLDABLE = [kind for kind in probe_latents.KINDS if kind not in UNHOLDABLE]
+NO_LATENT = "no-samples"
+HOLDABLE = [kind for kind in probe_latents.KINDS if kind not in (*UNHOLDABLE, NO_LATENT)]
 ONE_TENSOR = (
     "plain",
     "image-4d",
@@ -62,10 +63,16 @@ def test_safetensors_refuses_what_it_cannot_hold(server: Server, prefix: str, ki
     assert [path for path in snapshot(server) if path not in before and not path.endswith(prefix)] == []
 
 
+@pytest.mark.parametrize("file_format", ["safetensors", "latent", "pt", "npy"])
+def test_what_has_no_samples_is_refused(server: Server, prefix: str, file_format: str) -> None:
+    refused = run(server, save_probe(NO_LATENT, f"{prefix}/a", file_format=file_format))
+    assert refused.code == "LATENT_INVALID"
+
+
 @pytest.mark.parametrize("file_format", ["latent", "pt", "npy"])
 def test_the_other_formats_hold_it_or_refuse_it(server: Server, prefix: str, file_format: str) -> None:
     """Whatever comes back is whole: nothing is dropped silently."""
-    for kind in probe_latents.KINDS:
+    for kind in (*HOLDABLE, *UNHOLDABLE):
         if kind == "nested" and not server.host.has_nested_tensors:
             continue
         holds = kind in (HOLDABLE if file_format == "latent" else ONE_TENSOR)

@@ -82,6 +82,7 @@ KINDS: dict[str, Callable[[int], dict]] = {
     "nested": _nested,
     "complex128": lambda seed: {"samples": _of_dtype(seed, "complex128")},
     "float8_e8m0fnu": lambda seed: {"samples": _of_dtype(seed, "float8_e8m0fnu")},
+    "no-samples": lambda seed: {"batch_index": [0]},
     "object-key": lambda seed: {"samples": _samples(seed), "callback": print},
     **{f"dtype-{name}": lambda seed, name=name: {"samples": _of_dtype(seed, name)} for name in DTYPES},
 }
