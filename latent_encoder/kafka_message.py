@@ -13,6 +13,7 @@ from .latent_format import FILE_FORMATS, RECORD, header_metadata
 from .records import damaged, known_record, placement, read_with_sidecar
 
 PAYLOADS = ("reference", "inline")
+JSON, BYTES = "application/json", "application/octet-stream"
 RECORD_HEADER = "latent-record"
 CORRELATION_ID = "correlation-id"
 RECORD_TYPE, FILE_TYPE = "latent_encoder.latent_record.v1", "latent_encoder.latent_file.v1"
@@ -137,7 +138,7 @@ def build_message(
             f"'{record['filename']}' has {len(data):,} bytes; inline, {inline_max_bytes:,} are allowed.",
             "Set payload to 'reference', or let the administrator raise latent_encoder.inline_max_bytes.",
         )
-    headers = _event_headers(FILE_TYPE if inline else RECORD_TYPE, "octet-stream" if inline else "json")
+    headers = event_headers(FILE_TYPE, SOURCE, BYTES) if inline else event_headers(RECORD_TYPE, SOURCE)
     if correlation:
         headers.append((CORRELATION_ID, correlation))
     if inline:
@@ -155,14 +156,23 @@ def _encoded(field_name: str, text: Any) -> bytes:
         raise LatentEncoderError("INVALID_REQUEST", f"'{field_name}' is not valid text.") from error
 
 
-def _event_headers(event_type: str, content: str) -> list[tuple[str, bytes]]:
-    """CloudEvents' headers (binary mode) of a new event, and the content type."""
+def event_headers(event_type: str, source: str, content_type: str = JSON) -> list[tuple[str, bytes]]:
+    """CloudEvents' headers (binary mode) of a new event, and the content type.
+
+    Args:
+        source: who tells of it.
+    """
     told = {
-        "content-type": f"application/{content}",
+        "content-type": content_type,
         "ce_specversion": "1.0",
         "ce_id": str(uuid4()),
         "ce_type": event_type,
-        "ce_source": SOURCE,
-        "ce_time": datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "ce_source": source,
+        "ce_time": utc_now(),
     }
     return [(name, value.encode()) for name, value in told.items()]
+
+
+def utc_now() -> str:
+    """The time, as RFC 3339, to the millisecond."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -16,6 +16,7 @@ from typing import Any
 from .errors import LatentEncoderError
 from .paths import read_regular_file
 
+LOGGER = "latent_encoder.librdkafka"
 MAX_FILE_BYTES = 1 << 20
 HIDDEN = "********"
 

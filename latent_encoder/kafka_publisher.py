@@ -15,10 +15,8 @@ from typing import Any
 
 from .errors import LatentEncoderError
 from .kafka_message import LatentMessage
-from .kafka_properties import client_logger, load_confluent_kafka, quiet, without_secrets
+from .kafka_properties import LOGGER, client_logger, load_confluent_kafka, quiet, without_secrets
 from .publisher_settings import OWN_PREFIX, PROPERTIES_NAME, PublisherSettings
-
-LOGGER = "latent_encoder.librdkafka"
 
 FIRST_SLICE, LONGEST_SLICE = 0.25, 1.0
 """How long, in seconds, one question to the broker waits; between them an interrupt is seen. It grows, because an

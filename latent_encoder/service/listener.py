@@ -1,13 +1,15 @@
-"""The socket that a door serves HTTP on."""
+"""The socket that a door serves HTTP on, and the server behind it."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from .config import Settings
 
 BACKLOG = 4096
@@ -34,6 +36,27 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
         raise CannotListen(f"{settings.rest_host}:{settings.rest_port} cannot be listened on: {reason}.") from error
     with listener:
         yield listener
+
+
+def http_server(app: Any, **options: Any) -> uvicorn.Server:
+    """A server of ours for an application: it has no websockets, and its log is ours.
+
+    Args:
+        options: further ones of uvicorn's ``Config``.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        **options,
+    )
+    return uvicorn.Server(config)
 
 
 def url_of(listener: socket.socket) -> str:

@@ -195,7 +195,7 @@ def test_headers_of_an_answer() -> None:
     )
     assert PASSED_ON_HEADERS.keys() == set(messages.PASSED_ON)
     assert [name for name in names if not written(name)] == []
-    told = dict(messages.event_headers(messages.RESPONSE_TYPE, "/latent-encoder/w"))
+    told = dict(kafka_message.event_headers(messages.RESPONSE_TYPE, "/latent-encoder/w"))
     check_constants("encodeResponse", told)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from latent_encoder.errors import LatentEncoderError
-from latent_encoder.kafka_properties import check_properties, client_logger, quiet, read_properties
+from latent_encoder.kafka_properties import LOGGER, check_properties, client_logger, quiet, read_properties
+from latent_encoder.publisher_settings import OWN_PREFIX
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
@@ -32,9 +33,6 @@ SESSION_TIMEOUT_MS = 10_000
 TRANSACTION_TIMEOUT_MS = 15_000
 """How long a worker that died inside a transaction holds up the readers of its answers."""
 
-OF_THE_NODE = "latent_encoder."
-"""What PublishLatentToKafka alone reads in such a file."""
-
 OURS = (
     "client.id",
     "group.instance.id",  # one file serves many workers: they would fence each other
@@ -49,8 +47,6 @@ ALIASES = {"metadata.broker.list": "bootstrap.servers", "sasl.mechanisms": "sasl
 SET_BY_THE_BROKER = ("session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy")
 """What librdkafka refuses under KAFKA_GROUP_PROTOCOL=consumer."""
 
-LOGGER = "latent_encoder.librdkafka"
-
 
 def connection(settings: Settings) -> dict[str, Any]:
     """How every client of ours reaches the brokers.
@@ -62,7 +58,7 @@ def connection(settings: Settings) -> dict[str, Any]:
     if settings.kafka_config_file:
         found = read_properties(settings.kafka_config_file)
         properties = {
-            ALIASES.get(name, name): value for name, value in found.items() if not name.startswith(OF_THE_NODE)
+            ALIASES.get(name, name): value for name, value in found.items() if not name.startswith(OWN_PREFIX)
         }
         check_properties(properties, reserved=OURS)
     for attribute, name in CONNECTION.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.kafka_properties import LOGGER
 from latent_encoder.service import logs
 from latent_encoder.service.command_line import (
     REQUEST_FIELDS,
@@ -26,8 +27,6 @@ from latent_encoder.service.config import NAMES
 from latent_encoder.service.config_sources import Loaded, flag, load
 from latent_encoder.service.doors.interrupts import Interrupts
 from latent_encoder.service.start_checks import check_request, check_start
-
-from .client_config import LOGGER
 
 DONE, FAILED, WRONG_USE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong use, 3 some of many failed, 130 interrupted"

@@ -6,10 +6,10 @@ A message that is replayed and fails again bears the headers of both times, in o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.kafka_message import utc_now
 
 from .messages import SHORTEST, WHOLE, Headers, Incoming, header
 
@@ -61,7 +61,7 @@ def dead_letter_record(
         "dlq.error.stage": "read" if incoming.request is None else "encode",
         "dlq.attempts": attempts,
         "dlq.worker": worker,
-        "dlq.failed_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "dlq.failed_at": utc_now(),
     }
     if length != WHOLE:
         told["dlq.value.omitted"] = "true"

@@ -10,7 +10,7 @@ import json
 from typing import Any, cast
 
 from latent_encoder import __version__
-from latent_encoder.kafka_message import FILE_TYPE, RECORD_HEADER, RECORD_TYPE
+from latent_encoder.kafka_message import BYTES, FILE_TYPE, JSON, RECORD_HEADER, RECORD_TYPE
 from latent_encoder.kafka_message import SOURCE as NODE_SOURCE
 from latent_encoder.models import EncodeRequest, EncodeResponse, LatentRecord
 from latent_encoder.service.config import Settings
@@ -28,7 +28,7 @@ from .document_texts import (
     REQUEST_FIELDS,
     RESPONSE_FIELDS,
 )
-from .messages import CAUSATION_ID, JSON, MAX_VALUE_BYTES, PASSED_ON, REQUEST_TYPE, RESPONSE_TYPE
+from .messages import CAUSATION_ID, MAX_VALUE_BYTES, PASSED_ON, REQUEST_TYPE, RESPONSE_TYPE
 from .numbers import Numbers
 
 Schema = dict[str, Any]
@@ -223,7 +223,7 @@ def _reference() -> Schema:
 
 def _inline() -> Schema:
     headers = _headers(EVENT_HEADERS | NODE_HEADERS, FILE_TYPE, NODE_SOURCE)
-    headers["properties"]["content-type"]["const"] = "application/octet-stream"
+    headers["properties"]["content-type"]["const"] = BYTES
     headers["properties"][RECORD_HEADER] |= {"contentMediaType": JSON}
     headers["required"].append(RECORD_HEADER)
     return {

@@ -28,3 +28,12 @@ class FromFile(Encoder):
 
     def _make(self, *_: Any) -> tuple[dict[str, Any], bool]:
         raise self._otherwise  # before the picture is opened: that may be what kills
+
+
+def killed_its_workers(deaths: int) -> LatentEncoderError:
+    """What is answered where there is no file."""
+    return LatentEncoderError(
+        "INTERNAL",
+        f"{deaths} workers have died, or were lost, while they encoded this picture.",
+        "Look into the workers' logs of that time, and whether their machines ran out of memory.",
+    )

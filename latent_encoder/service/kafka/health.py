@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +19,7 @@ from starlette.routing import Route
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.base import Engine
+from latent_encoder.service.listener import http_server
 from latent_encoder.service.metrics import CONTENT_TYPE
 from latent_encoder.service.requests import error_response
 
@@ -31,17 +31,7 @@ CLOSE_SECONDS = 2
 @contextmanager
 def serve_health(listener: socket.socket, numbers: Numbers, engine: Engine) -> Iterator[None]:
     """Answer on this socket for the block's time."""
-    config = uvicorn.Config(
-        _app(numbers, engine),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=CLOSE_SECONDS,
-    )
-    server = uvicorn.Server(config)
+    server = http_server(_app(numbers, engine), timeout_graceful_shutdown=CLOSE_SECONDS)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="health", daemon=True)
     thread.start()
     try:

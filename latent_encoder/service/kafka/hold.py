@@ -50,6 +50,15 @@ def count_loss(work: Work, response: EncodeResponse) -> None:
         work.engines_lost_beside += 1
 
 
+def takes_the_engine_down(times: int) -> LatentEncoderError:
+    """The answer to a picture that ``count_loss`` has counted too often."""
+    return LatentEncoderError(
+        "INTERNAL",
+        f"The engine was lost {times} times while it encoded this picture alone.",
+        "Look into the engine's log of that time, and whether its machine ran out of memory.",
+    )
+
+
 class Hold:
     """The work that waits for what is away.
 

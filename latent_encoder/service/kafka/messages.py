@@ -10,12 +10,12 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
-from uuid import uuid4
 
 from confluent_kafka import Message
 from pydantic_core import from_json
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.kafka_message import CORRELATION_ID, JSON, event_headers
 from latent_encoder.models import EncodeRequest, EncodeResponse
 from latent_encoder.provenance import REQUEST_ID
 from latent_encoder.service.requests import known_ids, parse_request, read_json_object
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[str, "bytes | None"]]
 
-JSON = "application/json"
-CORRELATION_ID, CAUSATION_ID = "correlation-id", "causation-id"
+CAUSATION_ID = "causation-id"
 PASSED_ON = (CORRELATION_ID, "kafka_correlationId", "traceparent", "tracestate")
 """The headers of a request that its answer bears, byte for byte."""
 
@@ -112,26 +111,13 @@ def answer_headers(incoming: Incoming, source: str) -> Headers:
     Args:
         source: who answers, as CloudEvents' ``source``.
     """
-    headers = event_headers(RESPONSE_TYPE, source)
+    headers: Headers = [*event_headers(RESPONSE_TYPE, source)]
     passed = [(name, value) for name, value in incoming.headers if name in PASSED_ON]
     if incoming.correlation_id and not any(name == CORRELATION_ID for name, _ in passed):
         passed.append((CORRELATION_ID, incoming.correlation_id.encode()))
     if event_id := header(incoming.headers, "ce_id"):
         passed.append((CAUSATION_ID, event_id))
     return headers + passed
-
-
-def event_headers(event_type: str, source: str) -> Headers:
-    """CloudEvents' headers of a new event, and the content type."""
-    told = {
-        "content-type": JSON,
-        "ce_specversion": "1.0",
-        "ce_id": str(uuid4()),
-        "ce_type": event_type,
-        "ce_source": source,
-        "ce_time": datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-    }
-    return [(name, value.encode()) for name, value in told.items()]
 
 
 def answer_record(
@@ -145,7 +131,7 @@ def answer_record(
     headers = answer_headers(incoming, source)
     if length != WHOLE:
         response = response.model_copy(update={"correlation_id": None})
-        headers = event_headers(RESPONSE_TYPE, source)
+        headers = [*event_headers(RESPONSE_TYPE, source)]
     key = incoming.key if incoming.key is not None and length != SHORTEST else (response.request_id or "").encode()
     return {"topic": topic, "key": key, "value": response.model_dump_json().encode(), "headers": headers}
 

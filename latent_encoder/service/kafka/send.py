@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from pydantic import ValidationError
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.kafka_message import event_headers
 from latent_encoder.models import EncodeRequest, EncodeResponse
 from latent_encoder.service.config_sources import COMMAND_LINE
 from latent_encoder.service.doors.pictures import NamedPicture, expand, is_one_picture
@@ -31,7 +32,7 @@ from latent_encoder.service.requests import error_response, parse_request
 
 from .brokers import READ_AT_ONCE, SLICE_SECONDS, Brokers, admin
 from .commands import DONE, FAILED, INTERRUPTED, SOME_FAILED
-from .messages import CAUSATION_ID, REQUEST_TYPE, Headers, event_headers, header, headers_of
+from .messages import CAUSATION_ID, REQUEST_TYPE, Headers, header, headers_of
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
@@ -57,7 +58,7 @@ class Outgoing:
     name: str
     request: EncodeRequest
     value: bytes
-    headers: Headers = field(default_factory=lambda: event_headers(REQUEST_TYPE, SOURCE))
+    headers: Headers = field(default_factory=lambda: [*event_headers(REQUEST_TYPE, SOURCE)])
 
 
 def fields_of_settings(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:

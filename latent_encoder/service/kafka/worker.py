@@ -24,8 +24,8 @@ from latent_encoder.service.signals import Signals
 
 from .assignment import MOST_DEATHS, Assignment, Partition, Work
 from .dead_letters import dead_letter_record
-from .from_file import FromFile
-from .hold import Hold, count_loss, is_away
+from .from_file import FromFile, killed_its_workers
+from .hold import Hold, count_loss, is_away, takes_the_engine_down
 from .marks import Marks
 from .messages import SHORT, SHORTEST, WHOLE, Incoming, answer_record, read_request
 from .numbers import Numbers
@@ -225,7 +225,7 @@ class Worker:
         queued_at = work.incoming.received_at
         encoder = self._encoder
         if work.deaths >= MOST_DEATHS:
-            encoder = FromFile(encoder.engine, self._settings, _gives_up(work.deaths))
+            encoder = FromFile(encoder.engine, self._settings, killed_its_workers(work.deaths))
 
         def encode() -> None:
             work.response = encoder.encode_image_to_latent(request, call=call, queued_at=queued_at)
@@ -248,7 +248,7 @@ class Worker:
             elif is_away(work.incoming.request, response, self._settings):
                 count_loss(work, response)
                 if work.engines_lost >= MOST_DEATHS:
-                    self._fail(work, _loses_the_engine(work.engines_lost))
+                    self._fail(work, takes_the_engine_down(work.engines_lost))
                 else:
                     self._hold.begin(work, response)
             elif response.retryable and work.attempts < MOST_ATTEMPTS and not work.incoming.is_late:
@@ -382,22 +382,6 @@ def _offsets(works: list[Work]) -> list[TopicPartition]:
     for work in works:
         last[work.partition] = work.incoming.offset + 1
     return [partition.at(offset) for partition, offset in last.items()]
-
-
-def _gives_up(deaths: int) -> LatentEncoderError:
-    return LatentEncoderError(
-        "INTERNAL",
-        f"{deaths} workers have died, or were lost, while they encoded this picture.",
-        "Look into the workers' logs of that time, and whether their machines ran out of memory.",
-    )
-
-
-def _loses_the_engine(times: int) -> LatentEncoderError:
-    return LatentEncoderError(
-        "INTERNAL",
-        f"The engine was lost {times} times while it encoded this picture alone.",
-        "Look into the engine's log of that time, and whether its machine ran out of memory.",
-    )
 
 
 def _error_of(response: EncodeResponse) -> LatentEncoderError:

@@ -12,11 +12,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import uvicorn
-
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines import make_engine
-from latent_encoder.service.listener import BACKLOG, CannotListen, listen, url_of
+from latent_encoder.service.listener import BACKLOG, CannotListen, http_server, listen, url_of
 from latent_encoder.service.readiness import STOPPING, unavailable
 from latent_encoder.service.signals import Signals, handled_signals
 from latent_encoder.service.state_lock import StateDirInUse, hold_state_dir
@@ -67,22 +65,15 @@ def serve(settings: Settings) -> int:
 
 def _serve(service: Service, listener: socket.socket) -> int:
     """Serve on the socket while the engine starts, works and, after a signal, finishes."""
-    config = uvicorn.Config(
+    server = http_server(
         create_app(service),
         http=Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
-    server = uvicorn.Server(config)
     # Not in the main thread: there uvicorn would take the signals, and close the door before the work is done.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http")
     with handled_signals() as signals:

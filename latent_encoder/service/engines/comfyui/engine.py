@@ -81,8 +81,10 @@ class ComfyUIEngine:
         Raises:
             LatentEncoderError: INVALID_REQUEST for a workflow that cannot be used.
         """
-        workflow = read_workflow(settings.workflow, settings.map) if settings.workflow else None
-        workflow = workflow or built_in(optimize=settings.optimize == "auto")
+        if settings.workflow:
+            workflow = read_workflow(settings.workflow, settings.map)
+        else:
+            workflow = built_in(optimize=settings.optimize == "auto")
         token = settings.comfyui_token
         return cls(
             urls=settings.comfyui_url,
