@@ -38,7 +38,8 @@ def describe_chain(get_node: GetNode, samples: Any) -> dict[str, Any]:
 
 def vae_name(get_node: GetNode, vae: Any) -> str | None:
     """The file that the VAELoader behind the link ``vae`` names, or None. OptimizeVAEForEncoding may be in between."""
-    vae = _inputs(get_node, vae, "OptimizeVAEForEncoding").get("vae", vae)
+    while behind := _inputs(get_node, vae, "OptimizeVAEForEncoding").get("vae"):
+        vae = behind
     name = _inputs(get_node, vae, "VAELoader").get("vae_name")
     return name if isinstance(name, str) else None
 

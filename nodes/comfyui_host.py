@@ -1,4 +1,4 @@
-"""What the nodes need of the ComfyUI that they run in: its folders, its graph, its versions and its nested tensors."""
+"""What the nodes need of the ComfyUI that they run in: its folders, graph, versions, interrupts and nested tensors."""
 
 import logging
 from pathlib import Path
@@ -83,6 +83,13 @@ def nested_tensor_class() -> Any:
     except ImportError:
         return None
     return NestedTensor
+
+
+def stop_if_interrupted() -> None:
+    """Raise ComfyUI's InterruptProcessingException where the user has interrupted the prompt."""
+    from comfy.model_management import throw_exception_if_processing_interrupted
+
+    throw_exception_if_processing_interrupted()
 
 
 def metadata_disabled() -> bool:

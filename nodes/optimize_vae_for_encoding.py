@@ -1,6 +1,7 @@
 """OptimizeVAEForEncoding: a VAE that encodes the same latents in less time."""
 
 import copy
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -47,19 +48,22 @@ def optimize(vae: Any) -> Any:
     Model, weights and ModelPatcher are shared, so ComfyUI loads, moves and frees them as before.
     """
     model = getattr(vae, "first_stage_model", None)
-    if isinstance(getattr(getattr(model, "encode", None), "__self__", None), FastEncoder):
+    if _encoder_of(vae):
         return vae
     if model is None or not understands(name for name, _ in model.named_parameters()):
         logger.info(
             "Latent Encoder: %s stays as it is; Wan 2.1's and Qwen-Image's VAE can be made faster.", type(model)
         )
         return vae
-    encoder = FastEncoder(model.encode, lambda: dict(model.named_parameters()))
+    encoder = FastEncoder(
+        model.encode,
+        lambda: dict(model.named_parameters()),
+        on_layer=lambda part: comfyui_host.stop_if_interrupted(),
+    )
     faster = copy.copy(vae)
     faster.first_stage_model = copy.copy(model)
     faster.first_stage_model.encode = encoder.encode
-    for name in ("encode", "encode_tiled"):
-        setattr(faster, name, _telling(getattr(type(vae), name).__get__(faster), encoder))
+    faster.__class__ = _noting(type(vae))
     return faster
 
 
@@ -69,10 +73,32 @@ def was_optimized(latent: dict[str, Any]) -> bool | None:
     return _optimized.get(samples) if isinstance(samples, torch.Tensor) else None
 
 
-def _telling(encode: Callable[..., Any], encoder: FastEncoder) -> Callable[..., Any]:
-    def telling(*args: Any, **options: Any) -> Any:
-        latent = encode(*args, **options)
-        _optimized[latent] = encoder.optimized
-        return latent
+@functools.cache
+def _noting(vae_class: type) -> type:
+    """A subclass that notes of each latent which way it was encoded.
 
-    return telling
+    Its methods look for the encoder when they are called: ComfyUI copies a VAE and gives the copy another model.
+    """
+
+    def noting(name: str) -> Callable[..., Any]:
+        def encode(self: Any, *args: Any, **options: Any) -> Any:
+            encoder = _encoder_of(self)
+            if encoder:
+                encoder.optimized = None  # one call may encode many tiles
+            latent = getattr(super(noted, self), name)(*args, **options)
+            if encoder:
+                _optimized[latent] = encoder.optimized
+            return latent
+
+        return encode
+
+    methods = {name: noting(name) for name in ("encode", "encode_tiled") if hasattr(vae_class, name)}
+    noted = type(vae_class.__name__, (vae_class,), methods)
+    return noted
+
+
+def _encoder_of(vae: Any) -> FastEncoder | None:
+    """What makes this VAE faster, if anything does."""
+    encode = getattr(getattr(vae, "first_stage_model", None), "encode", None)
+    encoder = getattr(encode, "__self__", None)
+    return encoder if isinstance(encoder, FastEncoder) else None

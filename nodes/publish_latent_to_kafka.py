@@ -86,7 +86,7 @@ class PublishLatentToKafka(io.ComfyNode):
             correlation_id=correlation_id,
             inline_max_bytes=settings.inline_max_bytes,
         )
-        delivery = _publisher.publish(settings, topic, message, interrupted=_stop_if_interrupted)
+        delivery = _publisher.publish(settings, topic, message, interrupted=comfyui_host.stop_if_interrupted)
         told = {"published": str(delivery), "payload": payload, "key": message.key.decode(), "record": message.record}
         sent = {**vars(delivery), **told}
         return io.NodeOutput(message.record, str(delivery), ui={"kafka": [sent]})
@@ -94,12 +94,6 @@ class PublishLatentToKafka(io.ComfyNode):
 
 def _client_properties() -> Path:
     return Path(folder_paths.get_user_directory()) / SYSTEM_FOLDER / PROPERTIES_NAME
-
-
-def _stop_if_interrupted() -> None:
-    from comfy.model_management import throw_exception_if_processing_interrupted
-
-    throw_exception_if_processing_interrupted()
 
 
 def _file_of(record: Any) -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pictures
 import pytest
 from comfyui.folders import put
-from comfyui.prompts import Prompt, encode, node, run, save
+from comfyui.prompts import Prompt, encode, node, outcome, run, save
 from comfyui.servers import Server
 from comfyui.small_vae import NAME as OTHER_VAE
 from PIL import Image
@@ -64,6 +66,7 @@ def test_the_given_vae_is_left_as_it_is(server: Server, prefix: str) -> None:
     image, vae = put(server, f"{prefix}/a.png", pictures.png()), server.host.demo_vae
     before = run(server, chain(image, vae, f"{prefix}/before", optimized=False)).record
     run(server, chain(image, vae, prefix, optimized=True))
+    image = put(server, f"{prefix}/again.png", pictures.png())  # so that ComfyUI does not answer from its cache
     after = run(server, chain(image, vae, f"{prefix}/after", optimized=False)).record
     assert difference(before, after) == 0
 
@@ -103,15 +106,58 @@ def test_a_video_goes_the_stock_way(server: Server, prefix: str) -> None:
     assert (records[0]["optimized"], records[1]["optimized"]) == (False, None)
 
 
-@pytest.mark.parametrize("vae", [OTHER_VAE, "pixel_space"])
-def test_another_vae_stays_as_it_is(server: Server, prefix: str, vae: str) -> None:
-    image = put(server, f"{prefix}/a.png", pictures.png())
+@pytest.mark.parametrize(("vae", "kind"), [(OTHER_VAE, "TAESD"), ("pixel_space", "PixelspaceConversionVAE")])
+def test_another_vae_stays_as_it_is(server: Server, prefix: str, vae: str, kind: str) -> None:
+    image, said = put(server, f"{prefix}/a.png", pictures.png()), len(server.log())
     fast = run(server, chain(image, vae, prefix, optimized=True)).record
+    assert re.search(rf"Latent Encoder: .*{kind}.* stays as it is", server.log()[said:])
     stock = run(server, chain(image, vae, prefix, optimized=False)).record
     assert difference(fast, stock) == 0
     assert fast["optimized"] is None
     assert fast["vae_name"] == vae
-    assert "stays as it is" in server.log()
+
+
+def test_a_model_that_does_more_switches_it_off(server: Server, prefix: str) -> None:
+    image, said = put(server, f"{prefix}/a.png", pictures.png()), len(server.log())
+    records = []
+    for optimized in (True, False):
+        prompt = chain(image, server.host.demo_vae, prefix, optimized=optimized)
+        prompt["9"] = node("ProbeVAE", vae=["1", 0], kind="shifted")
+        prompt["2"]["inputs"]["vae"] = ["9", 0]
+        prompt["4"]["inputs"]["vae"] = ["2" if optimized else "9", 0]
+        records.append(run(server, prompt).record)
+    assert difference(*records) == 0
+    assert [record["optimized"] for record in records] == [False, None]
+    assert "so it is off" in server.log()[said:]
+
+
+def test_a_copy_with_another_model_encodes_with_that(server: Server, prefix: str) -> None:
+    """ComfyUI's SelectVAEDevice makes one: an attribute of the VAE's would go on with the first model."""
+    image, vae = put(server, f"{prefix}/a.png", pictures.png()), server.host.demo_vae
+    prompt = chain(image, vae, f"{prefix}/copied", optimized=True)
+    prompt["8"] = node("ProbeVAE", vae=["1", 0], kind="shifted")
+    prompt["9"] = node("ProbeVAE", vae=["2", 0], kind="copied", other=["8", 0])
+    prompt["4"]["inputs"]["vae"] = ["9", 0]
+    copied = run(server, prompt).record
+    stock = run(server, chain(image, vae, prefix, optimized=False)).record
+    assert difference(copied, stock) == pytest.approx(0.1, abs=1e-5)
+    assert copied["optimized"] is None
+
+
+def test_it_can_be_interrupted(server: Server, prefix: str) -> None:
+    image = put(server, f"{prefix}/a.png", pictures.png(2048, 2048))
+    prompt = chain(image, server.host.demo_vae, prefix, optimized=True)
+    run(server, chain(put(server, f"{prefix}/b.png", pictures.png()), server.host.demo_vae, prefix, optimized=True))
+    prompt_id = server.client.submit(prompt)
+    time.sleep(1.5)  # it is loaded, and encodes
+    asked = time.monotonic()
+    server.client.interrupt()
+    result = outcome(server.client.wait(prompt_id, timeout=120))
+    took = time.monotonic() - asked
+    assert result.messages[-1][0] == "execution_interrupted"
+    begin = time.monotonic()
+    assert run(server, prompt).record["optimized"] is True
+    assert took < 0.5 * (time.monotonic() - begin)
 
 
 def test_twice_is_once(server: Server, prefix: str) -> None:
@@ -119,7 +165,9 @@ def test_twice_is_once(server: Server, prefix: str) -> None:
     prompt = chain(image, server.host.demo_vae, prefix, optimized=True)
     prompt["9"] = node("OptimizeVAEForEncoding", vae=["2", 0])
     prompt["4"]["inputs"]["vae"] = ["9", 0]
-    assert run(server, prompt).record["optimized"] is True
+    record = run(server, prompt).record
+    assert record["optimized"] is True
+    assert record["vae_name"] == server.host.demo_vae
 
 
 def test_a_latent_that_was_changed_is_not_known(server: Server, prefix: str) -> None:

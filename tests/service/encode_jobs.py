@@ -19,7 +19,7 @@ from latent_encoder.images import check_image
 from latent_encoder.service.engines.base import Call, EncodedLatent, EncodeJob, Engine, Picture
 
 SMALL = 0.02
-SLOW = 0.3
+SLOW = 1.2
 """Megapixels of a picture that the demo VAE encodes in some seconds."""
 
 

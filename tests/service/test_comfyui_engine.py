@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import pictures
 import pytest
@@ -37,12 +38,13 @@ def engine(comfyui_server: Server, tmp_path_factory: pytest.TempPathFactory) -> 
     made.close()
 
 
-@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("optimize", ["auto", "off"])
 def test_the_latent_is_what_that_comfyui_makes_of_the_picture_by_hand(
-    comfyui_server: Server, tmp_path: Path, optimize: bool
+    comfyui_server: Server, tmp_path: Path, optimize: Literal["auto", "off"]
 ) -> None:
     """To the bit, or as near as the faster way is."""
-    engine = ComfyUIEngine(urls=[comfyui_server.process.url], state_dir=tmp_path, workflow=built_in(optimize=optimize))
+    settings = Settings(comfyui_url=[comfyui_server.process.url], state_dir=tmp_path, optimize=optimize)
+    engine = ComfyUIEngine.from_settings(settings)
     engine.start()
     data = pictures.encode(pictures.photo(), "JPEG")
     (comfyui_server.input / "by_hand.jpg").write_bytes(data)
@@ -54,10 +56,10 @@ def test_the_latent_is_what_that_comfyui_makes_of_the_picture_by_hand(
     assert_is_of(encoded, wanted)
     by_hand_samples = load_file(comfyui_server.output / f"by_hand_{optimize}_00001_.latent")["latent_tensor"]
     difference = (load(encoded.content)["latent_tensor"] - by_hand_samples).abs().max()
-    assert difference < 2e-5 if optimize else difference == 0
+    assert difference < 2e-5 if optimize == "auto" else difference == 0
     header = json.loads(encoded.content[8 : 8 + int.from_bytes(encoded.content[:8], "little")])
     assert not {"prompt", "workflow"} & header["__metadata__"].keys(), "a graph of ours, with our temporary names"
-    assert encoded.record["optimized"] is (True if optimize else None)
+    assert encoded.record["optimized"] is (True if optimize == "auto" else None)
     assert encoded.record["engine_version"] == engine.version() == comfyui_server.host.version
     engine.close()
 

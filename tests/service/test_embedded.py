@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from service.encode_jobs import job_of_bytes as job
 from service.encode_jobs import samples
 
-from latent_encoder import __version__
+from latent_encoder import __version__, fast_encoder
 from latent_encoder.checksum import file_sha256
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.latent_file import load_latent, place_latent
-from latent_encoder.service.engines import embedded, vae_files
+from latent_encoder.service.config import Settings
+from latent_encoder.service.engines import embedded, make_engine, vae_files
 from latent_encoder.service.engines.base import Call
 from latent_encoder.service.engines.devices import pick_device, pick_dtype
 from latent_encoder.service.engines.embedded import EmbeddedEngine
@@ -102,13 +103,21 @@ def test_the_record_tells_all(engine: EmbeddedEngine, models: Path) -> None:
 
 
 def test_the_faster_way_can_be_turned_off(engine: EmbeddedEngine, models: Path) -> None:
-    stock = EmbeddedEngine(models, optimize=False)
+    stock = make_engine(Settings(engine="embedded", model_dir=models, optimize="off"))
     stock.start()
     wanted = job(pictures.png(), DEMO)
     plain, faster = stock.encode(wanted, Call()), engine.encode(wanted, Call())
     assert (plain.record["optimized"], faster.record["optimized"]) == (None, True)
     assert not torch.equal(samples(plain), samples(faster))
     assert (samples(plain) - samples(faster)).abs().max() < 2e-5
+
+
+def test_a_difference_turns_it_off(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_encoder, "NEAR", 0.0)
+    monkeypatch.setattr(fast_encoder, "MOST_ADDED", 0.0)
+    careful = EmbeddedEngine(models)
+    careful.start()
+    assert careful.encode(job(pictures.png(), DEMO), Call()).record["optimized"] is False
 
 
 def test_its_bytes_are_a_latent_file(engine: EmbeddedEngine, tmp_path: Path) -> None:

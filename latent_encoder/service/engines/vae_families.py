@@ -78,7 +78,7 @@ class Vae:
         import torch
 
         if self._weight_names:
-            self._fast = FastEncoder(self._latent_of, self._original_weights)
+            self._fast = FastEncoder(self._latent_of, self._original_weights, lambda part: self._on_layer(part))
             with torch.inference_mode():  # the self-check, so that no picture's progress shows it
                 self._fast.trusts(torch.empty(1, self._channels, 1, 8, 8, dtype=self._dtype, device=self._device))
 
@@ -115,7 +115,9 @@ class Vae:
             pixels = pixels.unsqueeze(2)
         with torch.inference_mode():
             pixels = (pixels * 2 - 1).to(self._dtype).to(self._device)
-            latent = self._fast.encode(pixels, on_layer) if self._fast else self._latent_of(pixels)
+            if self._fast:
+                self._fast.optimized = None
+            latent = self._fast.encode(pixels) if self._fast else self._latent_of(pixels)
             return latent.to("cpu", torch.float32)
 
     def _original_weights(self) -> dict[str, torch.Tensor]:
@@ -207,9 +209,8 @@ def _wan(name: str, weights: Weights) -> Vae:
     _check_all_converted(name, weights, converted)
     module = _build(model, config, converted, name)
     current = {id(tensor): key for key, tensor in converted.items()}
-    encoder = {
-        key: current[id(tensor)] for key, tensor in weights.items() if not key.startswith(("decoder.", "conv2."))
-    }
+    names = {key: current.get(id(tensor)) for key, tensor in weights.items()}
+    encoder = {key: new for key, new in names.items() if new and not key.startswith(("decoder.", "conv2."))}
     return Vae(
         module,
         lambda pixels: module.encode(pixels).latent_dist.mode(),

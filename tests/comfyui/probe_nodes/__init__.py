@@ -6,7 +6,9 @@ prompt without a VAELoader would make ComfyUI forget the VAE.
 
 from __future__ import annotations
 
+import copy
 import threading
+from typing import Any
 
 import psutil
 from aiohttp import web
@@ -125,9 +127,38 @@ class ProbeStrings(io.ComfyNode):
         return io.NodeOutput(lines.splitlines(), lines.splitlines())
 
 
+class ProbeVAE(io.ComfyNode):
+    """A VAE as other packs leave one.
+
+    ``copied``: with the model of another one, as ComfyUI's SelectVAEDevice does it. ``shifted``: its model's latents
+    are a little higher.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeVAE",
+            display_name="Probe VAE",
+            category="probe",
+            inputs=[io.Vae.Input("vae"), io.String.Input("kind"), io.Vae.Input("other", optional=True)],
+            outputs=[io.Vae.Output("changed")],
+        )
+
+    @classmethod
+    def execute(cls, vae: Any, kind: str, other: Any = None) -> io.NodeOutput:
+        changed = copy.copy(vae)
+        if kind == "copied":
+            changed.first_stage_model = other.first_stage_model
+        else:
+            model = changed.first_stage_model = copy.copy(vae.first_stage_model)
+            encode = model.encode
+            model.encode = lambda pixels, *more, **options: encode(pixels, *more, **options) + 0.1
+        return io.NodeOutput(changed)
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ProbeLatent, ProbeCompare, ProbeDigest, ProbeStrings]
+        return [ProbeLatent, ProbeCompare, ProbeDigest, ProbeStrings, ProbeVAE]
 
 
 async def comfy_entrypoint() -> ProbeExtension:
