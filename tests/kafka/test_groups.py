@@ -12,8 +12,11 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from kafka.broker import Broker
 from kafka.groups import Group, ids
+from kafka.supervisor import wait_until
 from kafka.topics import group_offsets
 from kafka.worker_starter import Starter
+
+from latent_encoder.service.kafka.assignment import MOST_WAITING
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
@@ -55,6 +58,66 @@ def test_what_a_worker_was_frozen_over_is_answered_by_another_and_not_once_more(
         assert group.finish().codes() == {"success": 16}
         assert other.terminate() == 0
         assert frozen.terminate() == 0
+
+
+@pytest.mark.parametrize("point", ["before-begin", "before-send_offsets", "before-commit"])
+def test_what_a_frozen_worker_has_done_and_not_published_is_published_by_another_alone(
+    broker: Broker, starter: Starter, tmp_path: Path, point: str
+) -> None:
+    with Group(broker.bootstrap, tmp_path, starter, partitions=2) as group:
+        at_point = {"wait": 0.1, "at": point, "do": "freeze", "once": tmp_path / "frozen"}
+        zombie = group.worker("zombie", harness=at_point).wait_ready()
+        group.ask(ids("request", 8))
+        wait_until(lambda: zombie.is_frozen, 30, zombie.log)
+        other = group.worker("other", harness={"wait": 0.1}).wait_ready()
+        group.finish()
+        assert other.log().count("Answered") == 8
+        zombie.signal(signal.SIGCONT)
+        time.sleep(5)
+        assert group.finish().codes() == {"success": 8}
+        if not zombie.is_running:  # its transactions are another's, or too old: the orchestrator starts it again
+            assert zombie.exit_code == 3
+            zombie.start().wait_ready()
+        group.ask(ids("later", 8))
+        assert group.finish().codes() == {"success": 16}
+        assert (zombie.terminate(), other.terminate()) == (0, 0)
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_worker_that_polls_too_late_loses_its_partitions_and_publishes_nothing_twice(
+    broker: Broker, starter: Starter, tmp_path: Path, protocol: str
+) -> None:
+    with Group(broker.bootstrap, tmp_path, starter, partitions=2, KAFKA_GROUP_PROTOCOL=protocol) as group:
+        config = tmp_path / "client.properties"
+        config.write_text("max.poll.interval.ms=6000\nsession.timeout.ms=3000\n", encoding="utf-8")
+        if protocol == "consumer":  # the broker has the say over a member's session
+            config.write_text("max.poll.interval.ms=6000\n", encoding="utf-8")
+        late = group.worker("late", harness={"wait": 0.1, "at": "before-begin", "do": 15, "count": 2}).wait_ready()
+        group.ask(ids("request", 8))
+        other = group.worker("other", harness={"wait": 0.1})
+        group.finish()
+        late.wait_log("Lost")
+        group.ask(ids("later", 8))
+        assert group.finish().codes() == {"success": 16}
+        assert other.log().count("Answered") >= 4
+        assert (late.terminate(), other.terminate()) == (0, 0)
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_partitions_that_were_paused_go_from_worker_to_worker(
+    broker: Broker, starter: Starter, tmp_path: Path, protocol: str
+) -> None:
+    with Group(broker.bootstrap, tmp_path, starter, partitions=2, KAFKA_GROUP_PROTOCOL=protocol) as group:
+        first = group.worker("first", harness={"wait": 0.03}).wait_ready()
+        group.ask(ids("request", 800))  # far more than may wait in a worker
+        wait_until(lambda: first.metric("latent_encoder_kafka_waiting") >= MOST_WAITING, 30, first.log)
+        second = group.worker("second", harness={"wait": 0.03}).wait_ready()
+        wait_until(lambda: second.metric("latent_encoder_kafka_waiting") >= MOST_WAITING, 30, second.log)
+        wait_until(lambda: second.log().count("Answered") > 20, 30, second.log)
+        assert second.terminate() == 0
+        assert group.finish().codes() == {"success": 800}
+        for worker in (first, second):
+            assert worker.log().count("Answered") > 20
 
 
 def test_of_two_workers_with_one_name_the_older_ends_with_3(broker: Broker, starter: Starter, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_killed_at(step: str, when: str, broker: Broker, starter: Starter, tmp_p
     with Group(broker.bootstrap, tmp_path, starter, partitions=2) as group:
         group.ask(ids("request", 10))
         group.send([{"key": "broken", "value": b"{"}, {"value": b"no id"}])
-        worker = group.worker(harness={"kill_at": f"{when}-{step}", "kill_count": 4, "kill_once": tmp_path / "killed"})
+        worker = group.worker(harness={"at": f"{when}-{step}", "count": 4, "once": tmp_path / "killed"})
         assert worker.wait() == -9
         worker.start()
         outcome = group.finish()
@@ -34,7 +34,7 @@ def test_at_least_once_killed_at(point: str, broker: Broker, starter: Starter, t
     with Group(broker.bootstrap, tmp_path, starter, partitions=2, KAFKA_DELIVERY="at_least_once") as group:
         group.ask(ids("request", 10))
         group.send([{"key": "broken", "value": b"{"}, {"value": b"no id"}])
-        worker = group.worker(harness={"kill_at": point, "kill_count": 4, "kill_once": tmp_path / "killed"})
+        worker = group.worker(harness={"at": point, "count": 4, "once": tmp_path / "killed"})
         assert worker.wait() == -9
         worker.start()
         outcome = group.finish(repeats=True)

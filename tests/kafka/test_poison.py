@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -90,7 +91,22 @@ def test_two_pictures_that_kill_are_both_given_up(broker: Broker, starter: Start
         assert group.finish().codes() == {"success": 10, "INTERNAL": 2}
 
 
-def _request(name: str, picture: str) -> str:
-    import json
+def test_a_fault_of_the_engine_s_own_is_an_answer_and_its_neighbours_are_encoded(
+    broker: Broker, starter: Starter, tmp_path: Path
+) -> None:
+    with Group(broker.bootstrap, tmp_path, starter, partitions=1) as group:
+        group.ask(ids("before", 3))
+        group.ask(["fault"], make_picture(group.folder, "trap.png"))
+        group.ask(ids("after", 3))
+        worker = group.worker(harness={"raise": "trap"})
+        outcome = group.finish()
+        assert outcome.codes() == {"success": 6, "INTERNAL": 1}
+        (answer,) = outcome.answers["fault"]
+        assert answer["error_code"] == "INTERNAL"
+        assert "Traceback" in worker.log()  # whoever mends it needs that; whoever asked does not
+        assert "Traceback" not in str(answer)
+        assert worker.terminate() == 0
 
+
+def _request(name: str, picture: str) -> str:
     return json.dumps({"request_id": name, "image_path": picture})

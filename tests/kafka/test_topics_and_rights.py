@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
 from kafka.broker import Broker
 from kafka.broker_security import Account
@@ -61,6 +62,26 @@ def test_the_answers_topic_is_deleted_while_pictures_are_encoded(
             supervisor.wait_for("ready")
         assert outcome.codes() == {"success": 20}
         assert supervisor.exit_codes in ([], [3])
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_the_requests_topic_is_deleted_and_made_again(
+    broker: Broker, starter: Starter, tmp_path: Path, protocol: str
+) -> None:
+    with Group(broker.bootstrap, tmp_path, starter, partitions=2, KAFKA_GROUP_PROTOCOL=protocol) as group:
+        worker = group.worker(harness={"wait": 0.1}).wait_ready()
+        delete_topics(broker.bootstrap, group.topics.request)
+        with Supervisor(worker) as supervisor:
+            supervisor.wait_for("KAFKA_UNAVAILABLE", 60)  # librdkafka may look at its topics only every 30 s
+            time.sleep(2)
+            create_topics(broker.bootstrap, group.topics.request, partitions=2)
+            group.ask(ids("request", 20))
+            outcome = finish(group)
+            supervisor.wait_for("ready")
+        assert outcome.codes() == {"success": 20}
+        assert supervisor.exit_codes in ([], [3])
+        assert any(group.topics.request in reason for reason in supervisor.reasons), supervisor.reasons
+        assert "topics create" in worker.log()
 
 
 def stays_unready(supervisor: Supervisor) -> None:

@@ -1,11 +1,13 @@
 """``main.py`` with something done to it from outside, for the tests: a wait in place of the encode, a process that
-kills itself at a named point, a picture that kills whoever encodes it.
+kills, freezes or blocks itself at a named point, a picture that kills whoever encodes it.
 
-HARNESS_WAIT=0.1             each encode also waits so many seconds, one at a time; its torch is not even imported
-HARNESS_POISON=poison        a picture with this in its name kills the process (SIGKILL)
-HARNESS_KILL_AT=before-begin kills it before or after one of: place, begin, produce, flush, send_offsets, commit
-HARNESS_KILL_COUNT=3         at the so many-th time
-HARNESS_KILL_ONCE=file       only where this file is not there; it is made first
+HARNESS_WAIT=0.1        each encode also waits so many seconds, one at a time; its torch is not even imported
+HARNESS_POISON=poison   a picture with this in its name kills the process (SIGKILL)
+HARNESS_RAISE=trap      a picture with this in its name raises what no engine should
+HARNESS_AT=before-begin something happens before or after one of: place, begin, produce, flush, send_offsets, commit
+HARNESS_DO=kill         that is: kill (SIGKILL), freeze (SIGSTOP), or a number: the thread sleeps for so many seconds
+HARNESS_COUNT=3         at the so many-th time
+HARNESS_ONCE=file       only where this file is not there; it is made first
 """
 
 from __future__ import annotations
@@ -29,7 +31,17 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at(point: str, count: int, once: Path | None) -> None:
+def do(what: str) -> None:
+    """What HARNESS_DO names."""
+    if what == "kill":
+        die()
+    elif what == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        time.sleep(float(what))
+
+
+def do_at(point: str, what: str, count: int, once: Path | None) -> None:
     """Wrap the function that the point is named after."""
     import confluent_kafka
 
@@ -42,14 +54,14 @@ def die_at(point: str, count: int, once: Path | None) -> None:
         def call(*args: Any, **options: Any) -> Any:
             nonlocal seen
             seen += 1
-            fatal = seen == count and not (once and once.exists())
-            if fatal and once:
+            due = seen == count and not (once and once.exists())
+            if due and once:
                 once.touch()
-            if fatal and when == "before":
-                die()
+            if due and when == "before":
+                do(what)
             result = function(*args, **options)
-            if fatal and when == "after":
-                die()
+            if due and when == "after":
+                do(what)
             return result
 
         return call
@@ -72,19 +84,27 @@ def die_at(point: str, count: int, once: Path | None) -> None:
     confluent_kafka.Producer = Producer
 
 
-def kill_by(poison: str) -> None:
-    """Let a picture with this in its name kill the process that encodes it."""
+def trap(name: str, spring: Callable[[], None]) -> None:
+    """Let a picture with this in its name do that to whoever encodes it."""
     from latent_encoder.service.engines.embedded import EmbeddedEngine
 
     encode = EmbeddedEngine.encode
 
-    def encode_or_die(self: EmbeddedEngine, job: Any, call: Any) -> Any:
-        if poison in job.picture.name:
-            time.sleep(0.05)
-            die()
+    def encode_or_spring(self: EmbeddedEngine, job: Any, call: Any) -> Any:
+        if name in job.picture.name:
+            spring()
         return encode(self, job, call)
 
-    EmbeddedEngine.encode = encode_or_die
+    EmbeddedEngine.encode = encode_or_spring
+
+
+def die_soon() -> None:
+    time.sleep(0.05)
+    die()
+
+
+def fail() -> None:
+    raise ZeroDivisionError("a fault of the engine's own")
 
 
 def wait_in_place_of(seconds: float) -> None:
@@ -132,16 +152,16 @@ def wait_in_place_of(seconds: float) -> None:
 
 def main() -> int:
     faulthandler.register(signal.SIGUSR1)  # where each thread is, for a test that waits in vain
-    told = {
-        name: os.environ.get(f"HARNESS_{name}", "") for name in ("WAIT", "POISON", "KILL_AT", "KILL_COUNT", "KILL_ONCE")
-    }
+    names = ("WAIT", "POISON", "RAISE", "AT", "DO", "COUNT", "ONCE")
+    told = {name: os.environ.get(f"HARNESS_{name}", "") for name in names}
     if told["WAIT"]:
         wait_in_place_of(float(told["WAIT"]))
     if told["POISON"]:
-        kill_by(told["POISON"])
-    if told["KILL_AT"]:
-        once = Path(told["KILL_ONCE"]) if told["KILL_ONCE"] else None
-        die_at(told["KILL_AT"], int(told["KILL_COUNT"] or 1), once)
+        trap(told["POISON"], die_soon)
+    if told["RAISE"]:
+        trap(told["RAISE"], fail)
+    if told["AT"]:
+        do_at(told["AT"], told["DO"] or "kill", int(told["COUNT"] or 1), Path(told["ONCE"]) if told["ONCE"] else None)
     from latent_encoder.service.__main__ import main as run
 
     return run(sys.argv[1:])

@@ -138,6 +138,11 @@ class WorkerProcess:
             self.exit_code = os.waitstatus_to_exitcode(status) if ended else None
         return bool(self.pid) and self.exit_code is None
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether SIGSTOP has stopped it."""
+        return self.is_running and "State:\tT" in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+
     def signal(self, number: signal.Signals) -> None:
         if self.is_running:
             os.kill(self.pid, number)

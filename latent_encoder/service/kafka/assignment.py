@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -139,6 +139,9 @@ class Assignment:
     def __iter__(self) -> Iterator[Partition]:
         return iter(list(self._owned.values()))
 
+    def __len__(self) -> int:
+        return len(self._owned)
+
     def owns(self, partition: Partition) -> bool:
         """Whether this very assignment still holds."""
         return self._owned.get((partition.topic, partition.number)) is partition
@@ -269,3 +272,9 @@ class Assignment:
         numbers = ", ".join(str(part.partition) for part in partitions) or "none"
         logger.info("%s partitions: %s; %d are owned", what, numbers, len(self._owned))
         self._changed(len(self._owned))
+
+
+def offsets_behind(works: Iterable[Work]) -> list[TopicPartition]:
+    """The offset behind the last work of each partition."""
+    last = {work.partition: work.incoming.offset + 1 for work in works}
+    return [partition.at(offset) for partition, offset in last.items()]

@@ -138,19 +138,19 @@ class Numbers:
             self.kafka_error = None
             logger.info("Kafka answers")
 
-    def trouble(self, reason: str) -> None:
+    def trouble(self, reason: str, hint: str | None = None) -> None:
         """The brokers do not do what they should."""
-        error = self._told(reason)
+        error = self._told(reason, hint)
         if self.kafka_error is None or _VARYING.sub("", reason) != ALL_DOWN:  # that they are down never says why
             self.kafka_error = error
 
-    def _told(self, reason: str) -> LatentEncoderError:
+    def _told(self, reason: str, hint: str | None = None) -> LatentEncoderError:
         """Log a reason, where it is not just the last one again; the error that whoever asks for our health is told."""
         kind, now = _VARYING.sub("", reason), time.monotonic()
         if now - self._said.get(kind, -SAID_AGAIN_SECONDS) >= SAID_AGAIN_SECONDS:
             self._said[kind] = now
-            logger.warning("Kafka: %s", reason)
-        return _unavailable(f"{_ADDRESS.sub('a broker', self._hide(reason)).rstrip('.')}.")
+            logger.warning("Kafka: %s", f"{reason}. {hint}" if hint else reason)
+        return _unavailable(f"{_ADDRESS.sub('a broker', self._hide(reason)).rstrip('.')}.", hint)
 
     def _silence(self) -> LatentEncoderError | None:
         """While the brokers let the loop wait for an answer, it cannot say so itself."""
@@ -177,5 +177,5 @@ class Numbers:
             self._dead.labels(error.code).inc()
 
 
-def _unavailable(reason: str) -> LatentEncoderError:
-    return LatentEncoderError("KAFKA_UNAVAILABLE", reason)
+def _unavailable(reason: str, hint: str | None = None) -> LatentEncoderError:
+    return LatentEncoderError("KAFKA_UNAVAILABLE", reason, hint)

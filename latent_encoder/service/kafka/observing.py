@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaException
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
 
 ASK_SECONDS = 1.0
+TOPICS_HINT = (
+    "See what is missing with 'python main.py topics check', or create it with 'python main.py topics create'."
+)
 
 
 def check_brokers(consumer: Consumer, marks: Marks, settings: Settings, numbers: Numbers) -> None:
@@ -26,12 +30,17 @@ def check_brokers(consumer: Consumer, marks: Marks, settings: Settings, numbers:
     wanted = (settings.kafka_request_topic, settings.kafka_response_topic, settings.kafka_dlq_topic)
     missing = [name for name in wanted if name not in topics or topics[name].error]
     if missing:
-        numbers.trouble(f"There is no topic {' and no topic '.join(missing)}, or no right to it")
+        tell_missing(missing, numbers)
         return
     numbers.connected()
     # A member without partitions is told nothing under KAFKA_GROUP_PROTOCOL=consumer.
     if not numbers.in_group and marks.is_member(ASK_SECONDS):
         numbers.joined()
+
+
+def tell_missing(topics: Iterable[str], numbers: Numbers) -> None:
+    """Say that these topics are not there."""
+    numbers.trouble(f"There is no topic {' and no topic '.join(topics)}, or no right to it", TOPICS_HINT)
 
 
 def measure_lag(consumer: Consumer, assignment: Assignment, numbers: Numbers, *, cached: bool) -> None:

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeResponse
@@ -22,14 +22,14 @@ from latent_encoder.service.readiness import Readiness
 from latent_encoder.service.requests import error_response
 from latent_encoder.service.signals import Signals
 
-from .assignment import MOST_DEATHS, Assignment, Partition, Work
+from .assignment import MOST_DEATHS, Assignment, Work, offsets_behind
 from .dead_letters import dead_letter_record
 from .from_file import FromFile, killed_its_workers
 from .hold import Hold, count_loss, is_away, takes_the_engine_down
 from .marks import Marks
 from .messages import SHORT, SHORTEST, WHOLE, Incoming, answer_record, read_request
 from .numbers import Numbers
-from .observing import check_brokers, measure_lag
+from .observing import check_brokers, measure_lag, tell_missing
 from .transactions import CannotGoOn, Fenced, NotSent, Publisher, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ class Worker:
             self._numbers.outside(error.str())
         elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             self._numbers.refused(f"Topic {self._settings.kafka_request_topic} cannot be read: {error.str()}")
+        elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            tell_missing([self._settings.kafka_request_topic], self._numbers)
         elif error.code() != KafkaError._PARTITION_EOF:
             self._numbers.trouble(error.str())
 
@@ -185,7 +187,8 @@ class Worker:
             # What is paused fetches nothing that would tell.
             stale = self._hold.error is not None and self._numbers.kafka_error is None
             measure_lag(self._consumer, self._assignment, self._numbers, cached=not stale)
-            if self._numbers.kafka_error or not self._numbers.in_group:
+            # A member whose topic is deleted is told no more than that it has no partitions.
+            if self._numbers.kafka_error or not self._numbers.in_group or len(self._assignment) == 0:
                 check_brokers(self._consumer, self._marks, self._settings, self._numbers)
 
     def _hear_clients(self) -> None:
@@ -296,7 +299,7 @@ class Worker:
             parts = [(work, kind, record) for work in works for kind, record in self._records(work).items()]
             start = time.monotonic()
             try:
-                self._publisher.publish([record for _, _, record in parts], _offsets(works), self._consumer)
+                self._publisher.publish([record for _, _, record in parts], offsets_behind(works), self._consumer)
             except RecordTooLarge as error:
                 self._numbers.transaction("aborted", start)
                 if len(works) > 1:  # a topic's limit holds for all that goes to a partition at once
@@ -374,14 +377,6 @@ class Worker:
                 self._take(message)
                 self._assignment.balance()
             self._look_around()
-
-
-def _offsets(works: list[Work]) -> list[TopicPartition]:
-    """The offset behind the last work of each partition."""
-    last: dict[Partition, int] = {}
-    for work in works:
-        last[work.partition] = work.incoming.offset + 1
-    return [partition.at(offset) for partition, offset in last.items()]
 
 
 def _error_of(response: EncodeResponse) -> LatentEncoderError:
