@@ -232,7 +232,9 @@ see_to_browser() {
         say "   found"
         return
     fi
-    if [ "$(id -u)" = 0 ] && have apt-get && apt-get update --quiet && apt-get install --yes --quiet chromium; then
+    local patience="DPkg::Lock::Timeout=120" # another installation may be under way
+    if [ "$(id -u)" = 0 ] && have apt-get && apt-get update --quiet &&
+        apt-get --option "$patience" install --yes --quiet chromium; then
         return
     fi
     lacks "Chromium, for the browser tests: install the package 'chromium'; without it they are skipped"

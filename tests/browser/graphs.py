@@ -75,6 +75,13 @@ def look_at(editor: Editor, node_id: int) -> None:
     editor.page.wait_for_timeout(500)
 
 
+def click_beside(editor: Editor) -> None:
+    """Click on an empty place: ComfyUI compares the graph with what it was after each click."""
+    editor.page.wait_for_timeout(1000)
+    editor.page.mouse.click(1300, 900)
+    editor.page.wait_for_timeout(1000)
+
+
 def run(editor: Editor, server: Server) -> dict[str, Any]:
     """Press Run and wait for success; returns the ``/history`` entry."""
     history = server.client.wait(editor.run(), timeout=300)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 from browser.editor import Editor
-from browser.graphs import BOTH_RENDERINGS, TOAST, check_words, fail, failure, lay, lay_encoder, look_at, node, run
+from browser.graphs import (
+    BOTH_RENDERINGS,
+    TOAST,
+    check_words,
+    click_beside,
+    fail,
+    failure,
+    lay,
+    lay_encoder,
+    look_at,
+    node,
+    run,
+)
 from browser.shots import take_page
 from comfyui.servers import Server
 from playwright.sync_api import expect
@@ -111,6 +123,32 @@ def test_failures_of_a_tab_in_the_background(editor: Editor, server: Server) -> 
     editor.page.wait_for_timeout(1000)
     look_at(editor, editor.node_id("EncodeToLatentFile"))
     expect(failure(editor)).to_contain_text("PATH_NOT_ALLOWED")
+    assert editor.ours == []
+
+
+def test_a_failure_is_there_again_when_one_comes_back(editor: Editor, server: Server) -> None:
+    """To its tab, or from an edit that one takes back; until the node runs again."""
+    lay_encoder(editor, "taesd", filename_prefix="front")
+    away = lay_encoder(editor, "taesd", filename_prefix="a/../../b")
+    check_words(editor, fail(editor, server))
+    editor.command("Workspace.PreviousOpenedWorkflow")
+    editor.page.wait_for_timeout(2500)
+    assert editor.widgets("EncodeToLatentFile")["filename_prefix"] == "front"
+    expect(failure(editor)).to_have_count(0)
+    editor.command("Workspace.NextOpenedWorkflow")
+    editor.page.wait_for_timeout(1000)
+    look_at(editor, away["encoder"])
+    expect(failure(editor)).to_contain_text("PATH_NOT_ALLOWED")
+    editor.choose("EncodeToLatentFile", "filename_prefix", "mended_here")
+    click_beside(editor)
+    editor.press("Control+z")
+    editor.page.wait_for_timeout(1500)
+    assert editor.widgets("EncodeToLatentFile")["filename_prefix"] == "a/../../b"
+    expect(failure(editor)).to_contain_text("PATH_NOT_ALLOWED")
+    assert editor.page.locator(TOAST).count() == 0  # said once
+    editor.choose("EncodeToLatentFile", "filename_prefix", "mended_here")
+    run(editor, server)
+    expect(failure(editor)).to_have_count(0)
     assert editor.ours == []
 
 

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 from browser.editor import Editor
-from browser.graphs import BOTH_RENDERINGS, lay, lay_encoder, look_at, node, panel, prompt_of, run, size_of
+from browser.graphs import (
+    BOTH_RENDERINGS,
+    click_beside,
+    lay,
+    lay_encoder,
+    look_at,
+    node,
+    panel,
+    prompt_of,
+    run,
+    size_of,
+)
 from browser.shots import take_node
 from comfyui.servers import Server
 from playwright.sync_api import Locator, expect
@@ -183,13 +194,6 @@ def test_a_run_is_no_edit(editor: Editor, server: Server, rendering: str) -> Non
     editor.page.wait_for_timeout(1500)
     assert editor.widgets("EncodeToLatentFile")["filename_prefix"] == f"{name}_changed"
     assert editor.errors == editor.ours == []
-
-
-def click_beside(editor: Editor) -> None:
-    """Click on an empty place: ComfyUI compares the graph with what it was after each click."""
-    editor.page.wait_for_timeout(1000)
-    editor.page.mouse.click(1300, 900)
-    editor.page.wait_for_timeout(1000)
 
 
 def is_modified(editor: Editor) -> bool:

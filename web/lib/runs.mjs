@@ -2,6 +2,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { graphId } from "./graph.mjs";
 
 const STEP = 100; // milliseconds
 const TRIES = 20;
@@ -11,7 +12,7 @@ const TRIES = 20;
 const tabs = new Map();
 let queued = Promise.resolve(); // settled once the server has answered every prompt that was sent
 let told = Promise.resolve(); // messages are handed on in the order in which they came
-let missed = []; // {tab, tell}: what tabs in the background wait for
+let missed = []; // {tab, tell}: what tabs wait for, in order
 
 app.registerExtension({
   name: "LatentEncoder.Runs",
@@ -39,22 +40,39 @@ export function whenOpen(promptId, tell) {
   const handOn = async () => {
     const tab = await tabOfPrompt(promptId);
     if (!tab || isClosed(tab)) return;
-    if (tab === openTab() && !missed.some((earlier) => earlier.tab === tab)) tell();
-    else missed.push({ tab, tell });
+    missed.push({ tab, tell });
+    if (tab === openTab() && !isShown(tab)) void tellMissed();
+    else tellDue(isShown);
   };
   told = told.then(handOn).catch(console.error);
+}
+
+/** Call `tell` when the graph that is open has been left, or is being built anew, and is there again. */
+export function whenBack(tell) {
+  missed.push({ tab: openTab(), tell });
 }
 
 /** Tell the tab that is being opened what it has missed. To be called once its graph is there. */
 export async function tellMissed() {
   missed = missed.filter(({ tab }) => !isClosed(tab));
-  // ComfyUI says which tab is open only after it has told us of the graph.
   for (let tries = 0; missed.length && tries < TRIES; tries++) {
     await later();
-    const due = missed.filter(({ tab }) => tab === openTab());
-    missed = missed.filter((entry) => !due.includes(entry));
-    for (const { tell } of due) tell();
+    tellDue(isShown);
   }
+  tellDue(() => true);
+}
+
+/** Tell what the open tab waits for, if that test of it holds. */
+function tellDue(test) {
+  const due = missed.filter(({ tab }) => tab === openTab() && test(tab));
+  missed = missed.filter((entry) => !due.includes(entry));
+  for (const { tell } of due) tell();
+}
+
+/** Whether the graph is that of the open tab: ComfyUI says which tab is open only after it has changed the graph. */
+function isShown(tab) {
+  const id = tab.activeState?.id;
+  return id == null || id === graphId();
 }
 
 function note(promptId, tab) {
