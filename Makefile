@@ -3,7 +3,7 @@ VENV_PYTHON := .venv/bin/python
 SUITES := unit comfyui service kafka browser package
 SET_UP := ./setup.sh --when-needed
 
-.PHONY: help setup demo test check bench clean $(addprefix test-,$(SUITES)) test-soak
+.PHONY: help setup demo test check bench bench-full clean $(addprefix test-,$(SUITES)) test-soak
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,9 +32,13 @@ test-soak: ## the long runs that `make test` leaves out
 	@$(SET_UP) --no-models --tests
 	@$(VENV_PYTHON) -m pytest -m soak --timeout 3600
 
-bench: ## the ratios of benchmarks/
+bench: ## the ratios of benchmarks/ into benchmarks/results.md: encoders, nodes, files, start-up; up to 45 minutes
 	@$(SET_UP) --no-models --tests
-	@$(VENV_PYTHON) benchmarks/run.py
+	@$(VENV_PYTHON) benchmarks/run.py --write
+
+bench-full: ## the rest of them too: every door, the service, Kafka
+	@$(SET_UP) --no-models --tests
+	@$(VENV_PYTHON) benchmarks/run.py --full --write
 
 clean: ## remove what demo, tests and tools left (.venv and ComfyUI stay)
 	rm -rf .demo .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -6,14 +6,12 @@ first row is what a user of ComfyUI has without us: LoadImage, ImageScaleToTotal
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,171 +21,133 @@ from kafka.broker_jars import BrokerUnavailable
 from kafka.topics import Topics, create_topics
 from kafka.workers import WorkerProcess
 
-from benchmarks.encode import node
-from benchmarks.service import rest
+from benchmarks import commands, machine, material, prompts
+from benchmarks.material import DEMO_VAE
 from benchmarks.timing import Spread, interleave, ratio, table
+from latent_encoder.images import scaled_size
 from latent_encoder.service.engines.comfyui.client import ComfyUIClient
 from latent_encoder.service.engines.comfyui.server import ComfyUIServer
 
-VAE = "demo_vae.safetensors"
 MEGAPIXELS = 0.25
 PICTURES, ROUNDS = 32, 2
 AT_ONCE = 3
-"""Requests that wait at the HTTP door at a time."""
+"""Requests that wait at ComfyUI's door and at the service's at a time."""
 
 STOCK = "ComfyUI's own nodes, a prompt each"
-SAVING = {"file_format": "safetensors", "if_exists": "number", "folder": "output", "preview": True}
+
+Door = Callable[[float], float]
+"""Takes the whole folder through, at these megapixels; returns the seconds."""
 
 
 def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> list[str]:
     """Run it; returns the report's lines."""
-    for name in ("custom_nodes", "models/vae", "input", "output", "photos"):
-        (folder / name).mkdir(parents=True)
-    (folder / "custom_nodes" / "latent-encoder").symlink_to(repository)
-    (folder / "models" / "vae" / VAE).symlink_to(repository / "assets" / VAE)
-    names = _photographs(folder, 4 if quick else PICTURES)
-    lines = []
+    material.base_directory(folder, repository)
+    material.add_demo_vae(folder, repository)
+    sizes = material.write_photographs(folder / "photos", 4 if quick else PICTURES)
+    shutil.copytree(folder / "photos", folder / "input", dirs_exist_ok=True)
+    recipes = prompts.recipes(MEGAPIXELS)
     with ExitStack() as stack:
-        server = stack.enter_context(ComfyUIServer(comfyui, base_directory=folder, arguments=("--cpu",)))
+        server = stack.enter_context(ComfyUIServer(comfyui, base_directory=folder, arguments=machine.COMFYUI_ARGUMENTS))
         client = stack.enter_context(ComfyUIClient(server.url))
-        settings = _settings(folder, server.url)
-        arms: dict[str, Callable[[int], float]] = {
-            STOCK: lambda number: _prompts(client, [_stock(name) for name in names]),
-            "the node, all pictures in one prompt": lambda number: _prompts(client, [_ours(*names)]),
-            "the node, a prompt each": lambda number: _prompts(client, [_ours(name) for name in names]),
-            "standalone": lambda number: _standalone(repository, folder, settings, number),
-        }
-        url, _ = stack.enter_context(rest(repository, folder, **settings))
-        arms["REST"] = lambda number: _rest(url, folder, names, number)
-        try:
-            arms["Kafka"] = stack.enter_context(_kafka(repository, folder, settings))
-        except BrokerUnavailable as reason:
-            lines += ["", f"Kafka was not measured: {reason}"]
-        for arm in arms.values():
-            arm(-1)
-        times = interleave(arms, 1 if quick else ROUNDS)
+        doors, missing = _open_doors(stack, _Photographs(repository, folder, list(sizes), client))
+        arms = {name: _with_new_recipe(door, recipes) for name, door in doors.items()}
+        times = interleave(arms, 1 if quick else ROUNDS, warm_up=True)
+    _check_sizes(sizes.values(), next(recipes))
     rows = [
-        [name, Spread.of([s / len(names) for s in seconds]).milliseconds, ratio(times, name, STOCK).ratio]
+        [name, Spread.of([s / len(sizes) for s in seconds]).milliseconds, ratio(times, name, STOCK).ratio]
         for name, seconds in times.items()
     ]
     return [
-        f"A folder of {len(names)} photographs, the demo VAE at {MEGAPIXELS} megapixels, {len(times[STOCK])} rounds; "
-        "milliseconds a picture.",
+        f"A folder of {len(sizes)} photographs, the demo VAE at {MEGAPIXELS} megapixels, {len(times[STOCK])} rounds; "
+        'milliseconds a picture. "Faster" is the encoder of OptimizeVAEForEncoding.',
         "",
         *table(["", "time", "of ComfyUI's own nodes"], rows),
-        *lines,
+        *missing,
     ]
 
 
-def _photographs(folder: Path, count: int) -> list[str]:
-    """Crops of scikit-image's photographs of several sizes, as PNG, JPEG and WebP, in ``photos`` and in ``input``."""
-    from PIL import Image
-    from skimage import data
-
-    sources = [Image.fromarray(source()) for source in (data.astronaut, data.coffee, data.chelsea)]
-    names = []
-    for number in range(count):
-        suffix = ("png", "jpg", "webp")[number % 3]
-        picture = sources[number % len(sources)].resize(
-            (640 + 40 * number, 480 + 24 * number), Image.Resampling.LANCZOS
-        )
-        names.append(f"{number:02}.{suffix}")
-        for place in ("photos", "input"):
-            picture.save(folder / place / names[-1])
-    return names
-
-
-def _settings(folder: Path, url: str) -> dict[str, str]:
-    return {
-        "LATENT_ENCODER_ENGINE": "comfyui",
-        "COMFYUI_URL": url,
-        "VAE_MODEL_NAME": VAE,
-        "MEGAPIXELS": str(MEGAPIXELS),
-        "LATENT_ENCODER_INPUT_ROOTS": str(folder),
-        "LATENT_ENCODER_OUTPUT_ROOTS": str(folder),
+def _open_doors(stack: ExitStack, photographs: _Photographs) -> tuple[dict[str, Door], list[str]]:
+    """All that can be measured, by the rows' names, and lines about what cannot."""
+    doors: dict[str, Door] = {
+        STOCK: photographs.stock,
+        "the node, a prompt each, without OptimizeVAEForEncoding": photographs.node,
+        "the node, a prompt each, faster": photographs.faster_node,
+        "the node, all pictures in one prompt, faster": photographs.one_prompt,
+        "standalone, faster": photographs.standalone,
+        "REST, faster": stack.enter_context(photographs.rest()),
     }
+    try:
+        doors["Kafka, faster"] = stack.enter_context(photographs.kafka())
+    except BrokerUnavailable as reason:
+        return doors, ["", f"Kafka was not measured: {reason}"]
+    return doors, []
 
 
-def _stock(name: str) -> dict[str, Any]:
-    return {
-        "1": node("VAELoader", vae_name=VAE),
-        "3": node("LoadImage", image=name),
-        "4": node(
-            "ImageScaleToTotalPixels",
-            image=["3", 0],
-            upscale_method="lanczos",
-            megapixels=MEGAPIXELS,
-            resolution_steps=1,
-        ),
-        "5": node("VAEEncode", pixels=["4", 0], vae=["1", 0]),
-        "6": node("SaveLatent", samples=["5", 0], filename_prefix="stock"),
-    }
+def _with_new_recipe(door: Door, recipes: Iterator[float]) -> Callable[[int], float]:
+    return lambda number: door(next(recipes))
 
 
-def _ours(*names: str) -> dict[str, Any]:
-    prompt = {"1": node("VAELoader", vae_name=VAE), "2": node("OptimizeVAEForEncoding", vae=["1", 0])}
-    for number, name in enumerate(names):
-        recipe = {"upscale_method": "lanczos", "megapixels": MEGAPIXELS, "resolution_steps": 1}
-        inputs = {"image": name, "vae": ["2", 0], **recipe, "filename_prefix": "ours", **SAVING}
-        prompt[f"1{number}"] = node("EncodeToLatentFile", **inputs)
-    return prompt
+def _check_sizes(sizes: Iterable[tuple[int, int]], last: float) -> None:
+    """Raises RuntimeError where the last recipe gives a picture another size than the first: it had another encode."""
+    for size in sizes:
+        if scaled_size(*size, last) != scaled_size(*size, MEGAPIXELS):
+            raise RuntimeError(f"{size} becomes another size at {last} megapixels")
 
 
-def _prompts(client: ComfyUIClient, prompts: list[dict[str, Any]]) -> float:
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        entries = list(pool.map(client.run, prompts))
-    if any(entry["status"]["status_str"] != "success" for entry in entries):
-        raise RuntimeError(f"a prompt failed: {entries}")
-    return time.perf_counter() - begin
+@dataclass
+class _Photographs:
+    """A folder, and the doors that it goes through."""
 
+    repository: Path
+    folder: Path
+    names: list[str]
+    client: ComfyUIClient
 
-def _standalone(repository: Path, folder: Path, settings: dict[str, str], number: int) -> float:
-    output = {"OUTPUT_DIR": str(folder / f"standalone{number}"), "LATENT_ENCODER_STATE_DIR": str(folder / "state-s")}
-    return _answers(repository, folder, ["--mode", "standalone"], {**settings, **output})
+    def stock(self, megapixels: float) -> float:
+        return self._run([prompts.stock(picture=name, vae=DEMO_VAE, megapixels=megapixels) for name in self.names])
 
+    def node(self, megapixels: float, *, optimize: bool = False) -> float:
+        recipe: dict[str, Any] = {"vae": DEMO_VAE, "megapixels": megapixels, "optimize": optimize}
+        return self._run([prompts.ours(pictures=[name], **recipe) for name in self.names])
 
-def _answers(repository: Path, folder: Path, words: list[str], settings: dict[str, str]) -> float:
-    """A command that prints an answer for each picture; from the first answer to the last, for as many as there are."""
-    run = subprocess.Popen(
-        [sys.executable, str(repository / "main.py"), *words, "--image-path", str(folder / "photos")],
-        cwd=folder,
-        env={**os.environ, **settings},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert run.stdout
-    moments = []
-    for line in run.stdout:
-        if json.loads(line)["status"] != "success":
-            raise RuntimeError(f"it answered {line!r}")
-        moments.append(time.perf_counter())
-    run.wait()
-    return (moments[-1] - moments[0]) * len(moments) / (len(moments) - 1)
+    def faster_node(self, megapixels: float) -> float:
+        return self.node(megapixels, optimize=True)
 
+    def one_prompt(self, megapixels: float) -> float:
+        return self._run([prompts.ours(pictures=self.names, vae=DEMO_VAE, megapixels=megapixels, optimize=True)])
 
-def _rest(url: str, folder: Path, names: list[str], number: int) -> float:
-    with httpx.Client(base_url=url, timeout=300) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+    def standalone(self, megapixels: float) -> float:
+        output = str(self.folder / f"standalone-{megapixels}")
+        return self._command(["--mode", "standalone"], self._settings(megapixels) | {"OUTPUT_DIR": output})
 
-        def encode(name: str) -> None:
-            request = {"image_path": str(folder / "photos" / name), "request_id": f"rest{number}-{name}"}
-            answer = client.post("/v1/encode", json=request).json()
-            if answer["status"] != "success":
-                raise RuntimeError(f"the service answered {answer}")
+    @contextmanager
+    def rest(self) -> Iterator[Door]:
+        """A service, and what sends it the folder."""
+        with (
+            commands.rest(self.repository, self.folder, self._settings()) as (url, _),
+            httpx.Client(base_url=url, timeout=300) as client,
+        ):
 
-        begin = time.perf_counter()
-        list(pool.map(encode, names))
-        return time.perf_counter() - begin
+            def encode(request: dict[str, Any]) -> None:
+                answer = client.post("/v1/encode", json=request).json()
+                if answer["status"] != "success":
+                    raise RuntimeError(f"the service answered {answer}")
 
+            def send(megapixels: float) -> float:
+                paths = [str(self.folder / "photos" / name) for name in self.names]
+                begin = time.perf_counter()
+                with ThreadPoolExecutor(AT_ONCE) as pool:
+                    list(pool.map(encode, [{"image_path": path, "megapixels": megapixels} for path in paths]))
+                return time.perf_counter() - begin
 
-@contextmanager
-def _kafka(repository: Path, folder: Path, settings: dict[str, str]) -> Iterator[Callable[[int], float]]:
-    """A worker, and what sends it the folder and waits."""
-    with Broker.start(folder / "broker") as broker:
-        topics = Topics.fresh()
-        create_topics(broker.bootstrap, *vars(topics).values(), partitions=1)
-        with WorkerProcess(broker.bootstrap, topics, folder / "worker", OMP_NUM_THREADS="", **settings) as worker:
-            worker.wait_ready()
+            yield send
+
+    @contextmanager
+    def kafka(self) -> Iterator[Door]:
+        """A broker and a worker, and what sends them the folder and waits."""
+        with Broker.start(self.folder / "broker") as broker:
+            topics = Topics.fresh()
+            create_topics(broker.bootstrap, *vars(topics).values(), partitions=1)
             names = {
                 "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap,
                 "KAFKA_REQUEST_TOPIC": topics.request,
@@ -195,8 +155,29 @@ def _kafka(repository: Path, folder: Path, settings: dict[str, str]) -> Iterator
                 "KAFKA_DLQ_TOPIC": topics.dlq,
             }
 
-            def send(number: int) -> float:
-                output = {"OUTPUT_DIR": str(folder / f"kafka{number}")}
-                return _answers(repository, folder, ["send", "--wait"], {**settings, **names, **output})
+            def send(megapixels: float) -> float:
+                return self._command(["send", "--wait"], self._settings(megapixels) | names)
 
-            yield send
+            settings = self._settings() | {"OMP_NUM_THREADS": ""}
+            with WorkerProcess(broker.bootstrap, topics, self.folder / "worker", **settings) as worker:
+                worker.wait_ready()
+                yield send
+
+    def _settings(self, megapixels: float = MEGAPIXELS) -> dict[str, str]:
+        return {
+            "LATENT_ENCODER_ENGINE": "comfyui",
+            "COMFYUI_URL": self.client.url,
+            "VAE_MODEL_NAME": DEMO_VAE,
+            "MEGAPIXELS": str(megapixels),
+            "LATENT_ENCODER_INPUT_ROOTS": str(self.folder),
+            "LATENT_ENCODER_OUTPUT_ROOTS": str(self.folder),
+        }
+
+    def _run(self, many: list[dict[str, Any]]) -> float:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            ran = list(pool.map(lambda prompt: prompts.run(self.client, prompt), many))
+        return max(one.ended for one in ran) - min(one.begun for one in ran)
+
+    def _command(self, words: list[str], settings: Mapping[str, str]) -> float:
+        words = [*words, "--image-path", str(self.folder / "photos")]
+        return commands.run(self.repository, self.folder, *words, settings=settings).folder_seconds

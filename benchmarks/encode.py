@@ -1,206 +1,152 @@
-"""EncodeToLatentFile against the same chain of ComfyUI's own nodes with SaveLatent, and against a bare ``vae.encode``.
+"""The whole job of a picture in ComfyUI: EncodeToLatentFile against the same chain of ComfyUI's own nodes with
+SaveLatent, and against a bare ``vae.encode``.
 
-The first two run in one server, the third in a process of its own that waits idle meanwhile. All of them get the same
+Node and chain run in one server, the bare encode in a process of its own that waits idle meanwhile. All get the same
 picture in a round, and must come to the same latent, bit by bit. What our node does besides encoding is small beside an
-encode on a CPU, so the first two are also compared with a small VAE, where it shows.
+encode on a CPU, so node and chain are also compared with a small VAE, where it shows; and with the faster encoder at 1
+megapixel.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
-import runpy
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from benchmarks import machine, material, prompts
 from benchmarks.hosted import HostedProcess
-from benchmarks.timing import Spread, interleave, ratio, table
+from benchmarks.material import DEMO_VAE, PICTURE_SIDE, RANDOM_VAE
+from benchmarks.timing import Spread, added, interleave, ratio, table
 from latent_encoder.service.engines.comfyui.client import ComfyUIClient
 from latent_encoder.service.engines.comfyui.server import ComfyUIServer
 
-ROUNDS = 5
+ROUNDS = 21 if machine.CUDA else 3
 SMALL_VAE_ROUNDS = 15
-LARGE_ROUNDS = 3
-VAE, SMALL_VAE = "random_96.safetensors", "demo_vae.safetensors"
-RECIPE = {"upscale_method": "lanczos", "megapixels": 0.25, "resolution_steps": 1}
-PICTURE_SIDE = 1024
+MEGAPIXELS, LARGE_MEGAPIXELS = 0.25, 1.0
 
 OPTIMIZED = "EncodeToLatentFile with OptimizeVAEForEncoding"
 OURS, STOCK, BARE = "EncodeToLatentFile", "ComfyUI's own nodes with SaveLatent", "bare vae.encode"
+HEAD = ["", "median (lowest to highest)", "EncodeToLatentFile takes"]
 
 
 def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> list[str]:
     """Run it; returns the report's lines."""
-    for name in ("custom_nodes", "models/vae", "input", "output"):
-        (folder / name).mkdir(parents=True)
-    (folder / "custom_nodes" / "latent-encoder").symlink_to(repository)
-    write_random_vae(repository, folder / "models" / "vae" / VAE)
-    (folder / "models" / "vae" / SMALL_VAE).symlink_to(repository / "assets" / SMALL_VAE)
-    pictures = _pictures(folder / "input")
-    server = ComfyUIServer(comfyui, base_directory=folder, arguments=("--cpu",))
+    material.base_directory(folder, repository)
+    material.add_random_vae(folder, repository)
+    material.add_demo_vae(folder, repository)
+    pictures = material.write_pictures(folder / "input")
+    server = ComfyUIServer(comfyui, base_directory=folder, arguments=machine.COMFYUI_ARGUMENTS)
     with HostedProcess("bare_encode.py", comfyui, folder) as bare, server, ComfyUIClient(server.url) as client:
-        runner = _Runner(VAE, client, bare, folder, pictures)
-        times = _interleave({OURS: runner.ours, STOCK: runner.stock, BARE: runner.bare}, 2 if quick else ROUNDS)
-        shape = runner.check_latents()
-        large = _Runner(VAE, client, bare, folder, pictures, megapixels=1.0)
-        large_arms = {OPTIMIZED: large.optimized, STOCK: large.stock}
-        large_times = _interleave(large_arms, 1 if quick else LARGE_ROUNDS)
-        small = _Runner(SMALL_VAE, client, bare, folder, pictures)
-        small_times = _interleave({OURS: small.ours, STOCK: small.stock}, 3 if quick else SMALL_VAE_ROUNDS)
-        small.check_latents()
-    head = ["", "median (lowest to highest)", "EncodeToLatentFile takes"]
+
+        def ways(vae: str, megapixels: float) -> _Ways:
+            return _Ways(vae, megapixels, client, bare, folder, pictures)
+
+        lines = _all_ways(ways(RANDOM_VAE, MEGAPIXELS), 2 if quick else ROUNDS)
+        lines += ["", *_with_faster_encoder(ways(RANDOM_VAE, LARGE_MEGAPIXELS), 1 if quick else ROUNDS)]
+        return [*lines, "", *_small_vae(ways(DEMO_VAE, MEGAPIXELS), 3 if quick else SMALL_VAE_ROUNDS)]
+
+
+def _all_ways(ways: _Ways, rounds: int) -> list[str]:
+    times = interleave({OURS: ways.ours, STOCK: ways.stock, BARE: ways.bare}, rounds, warm_up=True)
     return [
-        f"Milliseconds, {len(times[OURS])} rounds, a new picture of {PICTURE_SIDE} x {PICTURE_SIDE} pixels in each; "
-        f"latents of shape {shape}, equal in all. Our preview is on.",
+        f"Milliseconds, {rounds} rounds, a new picture of {PICTURE_SIDE} x {PICTURE_SIDE} pixels in each, scaled to "
+        f"{MEGAPIXELS} megapixels; latents of shape {ways.check_latents()}, equal in all. Our preview is on.",
         "",
-        *table(head, _rows(times)),
+        *table(HEAD, _rows(times)),
         "",
         "Targets: at most 1.02x of ComfyUI's own nodes, 1.05x of the bare encode.",
-        "",
-        f"The whole job with the faster encoder, at 1 megapixel, {len(large_times[STOCK])} rounds; latents differ by "
-        f"at most {large.largest_difference():.1e}:",
-        "",
-        *table(
-            ["", "median (lowest to highest)", "of ComfyUI's own nodes"],
-            [[way, Spread.of(s).milliseconds, ratio(large_times, way, STOCK).ratio] for way, s in large_times.items()],
-        ),
-        "",
-        "Target: at most 0.72x.",
-        "",
-        f"With the small demo VAE, {len(small_times[OURS])} rounds:",
-        "",
-        *table(head, _rows(small_times)),
-        "",
-        f"EncodeToLatentFile minus ComfyUI's own nodes there: {_difference(small_times).milliseconds} ms a picture.",
     ]
 
 
-def _interleave(arms: dict[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
-    for arm in arms.values():  # loads the VAE, and lets torch choose its kernels
-        arm(-1)
-    return interleave(arms, rounds)
+def _with_faster_encoder(ways: _Ways, rounds: int) -> list[str]:
+    times = interleave({OPTIMIZED: ways.optimized, STOCK: ways.stock}, rounds)
+    rows = [[way, Spread.of(seconds).milliseconds, ratio(times, way, STOCK).ratio] for way, seconds in times.items()]
+    return [
+        f"With the faster encoder, at {LARGE_MEGAPIXELS:g} megapixel, {rounds} rounds, none unmeasured before; latents "
+        f"differ by at most {ways.largest_difference():.1e}:",
+        "",
+        *table(["", "median (lowest to highest)", "of ComfyUI's own nodes"], rows),
+        "",
+        "Target: at most 0.72x.",
+    ]
+
+
+def _small_vae(ways: _Ways, rounds: int) -> list[str]:
+    times = interleave({OURS: ways.ours, STOCK: ways.stock}, rounds, warm_up=True)
+    ways.check_latents()
+    return [
+        f"With the small demo VAE, at {MEGAPIXELS} megapixels, {rounds} rounds:",
+        "",
+        *table(HEAD, _rows(times)),
+        "",
+        f"{OURS} minus ComfyUI's own nodes there: {added(times, OURS, STOCK).milliseconds} ms a picture.",
+    ]
 
 
 def _rows(times: dict[str, list[float]]) -> list[list[str]]:
     return [[name, Spread.of(seconds).milliseconds, ratio(times, OURS, name).ratio] for name, seconds in times.items()]
 
 
-def _difference(times: dict[str, list[float]]) -> Spread:
-    return Spread.of([ours - stock for ours, stock in zip(times[OURS], times[STOCK], strict=True)])
-
-
-class _Runner:
-    """The three ways from a round's picture to its latent. Each returns its seconds."""
+class _Ways:
+    """The ways from a round's picture to its latent. Each takes the round's number and returns its seconds."""
 
     def __init__(
         self,
         vae: str,
+        megapixels: float,
         client: ComfyUIClient,
         bare: HostedProcess,
         folder: Path,
         pictures: Iterator[str],
-        megapixels: float = RECIPE["megapixels"],
     ) -> None:
-        self._recipe = RECIPE | {"megapixels": megapixels}
-        self._tensors: dict[int, list[torch.Tensor]] = {}
-        self._vae = vae
+        self._vae, self._megapixels = vae, megapixels
         self._client, self._bare, self._folder = client, bare, folder
-        self._pictures = pictures
-        self._names: dict[int, str] = {}
-        self._latents: dict[int, set[tuple[str, tuple[int, ...]]]] = {}
+        self._pictures = defaultdict[int, str](lambda: next(pictures))
+        self._latents = defaultdict[int, list[torch.Tensor]](list)
 
-    def ours(self, number: int, vae: str = "1") -> float:
-        inputs = {"image": self._picture(number), "vae": [vae, 0], **self._recipe, "filename_prefix": "ours"}
-        saving = {"file_format": "safetensors", "if_exists": "number", "folder": "output", "preview": True}
-        optimize = {"7": node("OptimizeVAEForEncoding", vae=["1", 0])} if vae == "7" else {}
-        return self._prompt(number, optimize | {"2": node("EncodeToLatentFile", **inputs, **saving)})
+    def ours(self, number: int, *, optimize: bool = False) -> float:
+        pictures = [self._pictures[number]]
+        return self._run(number, prompts.ours(pictures=pictures, **self._recipe, optimize=optimize))
 
     def optimized(self, number: int) -> float:
-        return self.ours(number, vae="7")
+        return self.ours(number, optimize=True)
 
     def stock(self, number: int) -> float:
-        chain = {
-            "3": node("LoadImage", image=self._picture(number)),
-            "4": node("ImageScaleToTotalPixels", image=["3", 0], **self._recipe),
-            "5": node("VAEEncode", pixels=["4", 0], vae=["1", 0]),
-            "6": node("SaveLatent", samples=["5", 0], filename_prefix="stock"),
-        }
-        return self._prompt(number, chain)
+        return self._run(number, prompts.stock(picture=self._pictures[number], **self._recipe))
 
     def bare(self, number: int) -> float:
-        answer = self._bare.call(vae=self._vae, image=self._picture(number), **self._recipe)
-        self._latents.setdefault(number, set()).add((answer["sha256"], tuple(answer["shape"])))
-        return float(answer["seconds"])
+        latent = self._folder / "bare.safetensors"
+        seconds = self._bare.call(image=self._pictures[number], **self._recipe, latent=str(latent))
+        self._keep(number, latent)
+        return float(seconds)
 
     def check_latents(self) -> tuple[int, ...]:
-        """The latents' shape. Raises RuntimeError unless those of a round were equal, and those of two rounds not."""
-        different = set.union(*self._latents.values())
-        if any(len(found) != 1 for found in self._latents.values()) or len(different) != len(self._latents):
-            raise RuntimeError(f"the ways did not do the same work: {self._latents}")
-        return next(iter(self._latents[0]))[1]
+        """The latents' shape. Raises RuntimeError unless those of a round are equal, and those of two rounds not."""
+        rounds = list(self._latents.values())
+        if not all(torch.equal(latent, first) for first, *others in rounds for latent in others):
+            raise RuntimeError("the ways came to different latents")
+        if any(torch.equal(one[0], other[0]) for one, other in combinations(rounds, 2)):
+            raise RuntimeError("two rounds came to the same latent")
+        return tuple(rounds[0][0].shape)
 
     def largest_difference(self) -> float:
         """Between the latents of one round."""
-        return max((a - b).abs().max().item() for a, b in self._tensors.values())
+        return max((one - other).abs().max().item() for one, other in self._latents.values())
 
-    def _picture(self, number: int) -> str:
-        if number not in self._names:
-            self._names[number] = next(self._pictures)
-        return self._names[number]
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        return {"vae": self._vae, "megapixels": self._megapixels}
 
-    def _prompt(self, number: int, nodes: Mapping[str, Any]) -> float:
-        """Seconds from the submission to ComfyUI's own time stamp of the end: the client polls too seldom for this."""
-        prompt = {"1": node("VAELoader", vae_name=self._vae), **nodes}
-        begin = time.time()
-        entry = self._client.run(prompt)
-        events = dict(entry["status"]["messages"])
-        if "execution_success" not in events:
-            raise RuntimeError(f"the prompt failed: {entry['status']}")
-        (item,) = [item for output in entry["outputs"].values() for item in output.get("latents", [])]
-        latent = load_file(self._folder / item["type"] / item["subfolder"] / item["filename"])["latent_tensor"]
-        self._tensors.setdefault(number, []).append(latent)
-        digest = hashlib.sha256(latent.numpy().tobytes()).hexdigest()
-        self._latents.setdefault(number, set()).add((digest, tuple(latent.shape)))
-        return float(events["execution_success"]["timestamp"]) / 1000 - begin
+    def _run(self, number: int, prompt: dict[str, Any]) -> float:
+        ran = prompts.run(self._client, prompt)
+        (item,) = [item for output in ran.outputs.values() for item in output.get("latents", [])]
+        self._keep(number, self._folder / item["type"] / item["subfolder"] / item["filename"])
+        return ran.seconds
 
-
-def write_random_vae(repository: Path, target: Path) -> None:
-    """A Qwen-Image VAE at its full width, 96, in bfloat16 as the original, with random weights of a usual size."""
-    pad = runpy.run_path(str(repository / "tools" / "pad_demo_vae.py"))["pad_weights"]
-    generator = torch.Generator().manual_seed(0)
-
-    def random_like(key: str, value: torch.Tensor) -> torch.Tensor:
-        if key.endswith(".gamma"):
-            return torch.ones_like(value)
-        if key.endswith(".bias"):
-            return torch.zeros_like(value)
-        return torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5
-
-    weights = pad(load_file(repository / "assets" / "demo_vae.safetensors"), 96)
-    save_file({key: random_like(key, value).to(torch.bfloat16) for key, value in weights.items()}, target)
-
-
-def _pictures(folder: Path) -> Iterator[str]:
-    """Names of PNG files in ``folder``, made one by one: crops of photographs, enlarged to the size of a camera's."""
-    from skimage import data
-
-    photographs = [Image.fromarray(photograph()) for photograph in (data.astronaut, data.coffee, data.chelsea)]
-    choose = random.Random(0)
-    while True:
-        for photograph in photographs:
-            side = choose.randint(200, min(photograph.size))
-            left, top = (choose.randint(0, size - side) for size in photograph.size)
-            crop = photograph.crop((left, top, left + side, top + side))
-            name = f"{time.time_ns()}.png"
-            crop.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS).save(folder / name)
-            yield name
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
+    def _keep(self, number: int, path: Path) -> None:
+        self._latents[number].append(load_file(path)["latent_tensor"])

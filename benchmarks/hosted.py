@@ -10,9 +10,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from benchmarks import machine
 
 INSIDE = Path(__file__).resolve().parent / "inside"
 
@@ -23,13 +26,11 @@ class HostedProcess:
     Args:
         script: its name in ``inside/``.
         comfyui: the folder with ComfyUI's ``main.py``.
-        base_directory: ComfyUI's ``--base-directory``; also gets the process's log.
+        base_directory: ComfyUI's ``--base-directory``, which has a ``custom_nodes``; several processes may share it.
     """
 
     def __init__(self, script: str, comfyui: Path, base_directory: Path) -> None:
-        (base_directory / "custom_nodes").mkdir(parents=True, exist_ok=True)
-        self._log_path = base_directory / f"{script}.log"
-        self._log = self._log_path.open("w", encoding="utf-8")
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
             [sys.executable, str(INSIDE / script), *_arguments(base_directory)],
             cwd=comfyui,
@@ -54,8 +55,10 @@ class HostedProcess:
             pass
         answer = self._process.stdout.readline()
         if not answer:
-            tail = "\n".join(self._log_path.read_text(encoding="utf-8").splitlines()[-20:])
-            raise RuntimeError(f"{self._process.args} ended:\n{tail}")
+            self._process.wait()
+            self._log.seek(0)
+            tail = "\n".join(self._log.read().splitlines()[-20:])
+            raise RuntimeError(f"{self._process.args!r} ended:\n{tail}")
         return json.loads(answer)
 
     def __enter__(self) -> HostedProcess:
@@ -73,7 +76,7 @@ _UNWANTED = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
 
 def _arguments(base_directory: Path) -> list[str]:
     return [
-        "--cpu",
+        *machine.COMFYUI_ARGUMENTS,
         "--base-directory",
         str(base_directory),
         "--database-url",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from benchmarks import material
 from benchmarks.hosted import HostedProcess
 from benchmarks.timing import Spread, table
 
@@ -29,10 +30,12 @@ def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> li
     """Run it; returns the report's lines."""
     pack = _install(repository, folder / "packs" / "latent-encoder")
     neighbours = [_empty_pack(folder / "packs" / name) for name in ("first", "second")]
+    base = folder / "import"
+    material.base_directory(base)
     ours, empty = [], []
     foreign: dict[str, str] = {}
     for _ in range((2 if quick else PROCESSES) + 1):
-        with HostedProcess("pack_import.py", comfyui, folder / "import") as process:
+        with HostedProcess("pack_import.py", comfyui, base) as process:
             process.call(folder=str(neighbours[0]))
             empty.append(process.call(folder=str(neighbours[1]))["seconds"])
             answer = process.call(folder=str(pack))

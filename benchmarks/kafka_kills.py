@@ -33,9 +33,8 @@ def measure_take_over(bootstrap: str, folder: Path, rounds: dict[int, int]) -> l
                 traffic.worker(name, TAKE_OVER_WAIT)
             chance = random.Random(SEED)
             times = [_take_over(traffic, number, chance) for number in range(count)]
-        spread = Spread.of(times)
         name = f"{session_ms / 1000:g} s{', the default' if own is None else ''}"
-        rows.append([name, str(count), f"{spread.middle:.1f} ({spread.low:.1f} to {spread.high:.1f})"])
+        rows.append([name, str(count), Spread.of(times).seconds])
     return [
         "From kill -9 of one of two workers to the first answer of the other's from its partition, seconds.",
         "",

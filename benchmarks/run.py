@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure this pack against its peers; each figure is a ratio or a time from one run in which both sides alternate.
 
-    python benchmarks/run.py [MEASUREMENT ...] [--quick] [--folder FOLDER] [--results FILE]
+    python benchmarks/run.py [MEASUREMENT ...] [--full] [--quick] [--folder FOLDER] [--write]
 
 See docs/benchmarks.md.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 
 # For this process only: it never imports ComfyUI, whose `nodes` ours would hide. In place of this folder, whose
@@ -21,75 +21,73 @@ sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import doors, encode, encoders, import_time, kafka, machine, save, service
+from benchmarks import doors, encode, encoders, import_time, kafka, machine, results, save, service, start_up
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui
 
 MEASUREMENTS = {
     "encoders": ("Encoders", encoders.measure),
     "encode": ("Encoding", encode.measure),
-    "doors": ("The whole job, by every door", doors.measure),
-    "save": ("Saving", save.measure),
+    "save": ("Saving and reading", save.measure),
     "import": ("The pack's import", import_time.measure),
+    "start": ("Start-up", start_up.measure),
+    "doors": ("The whole job, by every door", doors.measure),
     "service": ("The service", service.measure),
     "kafka": ("The Kafka worker", kafka.measure),
 }
+TITLES = [title for title, _ in MEASUREMENTS.values()]
+FULL_ONLY = ("doors", "service", "kafka")
+"""What a run leaves out that names no measurement: with them it takes more than 45 minutes on two cores."""
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-RESULTS = REPOSITORY / "benchmarks" / "results.md"
+RESULTS = REPOSITORY / "benchmarks" / f"results{machine.SUFFIX}.md"
 
 
 def main() -> None:
+    options, comfyui = _command_line()
+    parent = options.folder or REPOSITORY / ".cache"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=parent) as folder:
+        for name in options.measurements:
+            section = _measure(name, comfyui, Path(folder), quick=options.quick)
+            print(section, flush=True)
+            if options.write:
+                results.put(RESULTS, section, TITLES)
+                for drawing in Path(folder, name).glob("*.svg"):
+                    shutil.copy(drawing, RESULTS.parent)
+
+
+def _command_line() -> tuple[argparse.Namespace, Path]:
+    """The options, ``measurements`` filled in, and ComfyUI's folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "measurements",
-        nargs="*",
-        metavar="encoders | encode | doors | save | import | service | kafka",
-        help="default: all",
-    )
+    parser.add_argument("measurements", nargs="*", metavar=" | ".join(MEASUREMENTS))
+    parser.add_argument("--full", action="store_true", help=f"all; without: all but {', '.join(FULL_ONLY)}")
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, says little")
     parser.add_argument(
         "--folder", type=Path, help="a folder on the disk to measure; default: .cache of the repository"
     )
-    parser.add_argument("--results", type=Path, help="write the report here too; default for a full run of all: "
-                        "benchmarks/results.md")  # fmt: skip
+    parser.add_argument("--write", action="store_true", help=f"put what was measured into benchmarks/{RESULTS.name}")
     options = parser.parse_args()
-    chosen = options.measurements or list(MEASUREMENTS)
-    if unknown := set(chosen) - set(MEASUREMENTS):
+    if unknown := set(options.measurements) - set(MEASUREMENTS):
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
+    if options.quick and options.write:
+        parser.error("the figures of a quick run say too little to be kept: --quick or --write")
     comfyui = find_comfyui()
     if comfyui is None:
         parser.error("there is no ComfyUI: set COMFYUI_PATH, or run setup.sh")
-    results = options.results
-    if results is None and not options.quick and set(chosen) == set(MEASUREMENTS):
-        results = RESULTS
-    parent = options.folder or REPOSITORY / ".cache"
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=parent) as folder:
-        report = _report(chosen, comfyui, Path(folder), quick=options.quick)
-    if results is not None:
-        results.write_text(report, encoding="utf-8")
-
-
-def _report(chosen: list[str], comfyui: Path, folder: Path, *, quick: bool) -> str:
-    date = datetime.now(timezone.utc).date()
-    lines = ["# Benchmark results", "", f"{date}{', a quick run' if quick else ''}."]
-    lines += [f"- {line}" for line in machine.describe(comfyui, folder)]
-    lines += [
-        "",
-        "Medians (lowest to highest); ratios are taken within a round. docs/benchmarks.md says what each row means.",
+    options.measurements = options.measurements or [
+        name for name in MEASUREMENTS if options.full or name not in FULL_ONLY
     ]
-    _show(lines)
-    for name in chosen:
-        title, measure = MEASUREMENTS[name]
-        before = machine.load()
-        section = ["", f"## {title}", "", *measure(REPOSITORY, comfyui, folder / name, quick=quick)]
-        section += ["", f"Load of the machine: {before} before, {machine.load()} after."]
-        _show(section)
-        lines += section
-    return "\n".join(lines) + "\n"
+    return options, comfyui
 
 
-def _show(lines: list[str]) -> None:
-    print("\n".join(lines), flush=True)
+def _measure(name: str, comfyui: Path, folder: Path, *, quick: bool) -> str:
+    """One section of the report."""
+    title, measure = MEASUREMENTS[name]
+    (hardware, software), before = machine.describe(comfyui, folder), machine.load()
+    date = machine.today() + (", a quick run" if quick else "")
+    lines = measure(REPOSITORY, comfyui, folder / name, quick=quick)
+    about = [f"{date}; {hardware}; load {before} before, {machine.load()} after.", f"{software}."]
+    return results.section(title, about, lines)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,19 @@ def encode(vae: str, pixels: str, latent: str, pack: str = "") -> dict[str, Any]
         samples = model.encode(image)
         seconds = time.perf_counter() - begin
     save_file({"latent": samples.float().contiguous()}, latent)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "peak_mb": peak, "dtype": str(model.vae_dtype), "device": str(model.device)}
+    return {
+        "seconds": seconds,
+        "peak_mb": _peak(model.device) / 2**20,
+        "dtype": str(model.vae_dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }
+
+
+def _peak(device: torch.device) -> int:
+    """The most memory so far, in bytes: of the GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _load(vae: str, pack: str) -> Any:

@@ -1,4 +1,4 @@
-"""Times four ways to put a latent on the disk, and where the time of ours goes.
+"""Times ways to put a latent on the disk and to read it again, and where the time of our saving goes.
 
 ComfyUI's process is the place to measure: our code runs there, beside ComfyUI's own SaveLatent.
 """
@@ -23,6 +23,7 @@ import host
 answers = host.start()
 
 import folder_paths  # noqa: E402  ComfyUI's
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import nodes  # noqa: E402
@@ -31,48 +32,97 @@ state: dict[str, Any] = {}
 
 
 def prepare(pack: str, folder: str, shape: list[int], prompt: dict[str, Any]) -> dict[str, Any]:
-    """Make the latent, and the bytes of our file of it, which the bare ways write."""
-    if "save_latent" not in state:
+    """Make the latent, the bytes of our file of it, which the bare ways write, and a file of each kind to read."""
+    if "module" not in state:
         host.load_pack(pack)
-        state["save_latent"] = importlib.import_module(
-            host.module_name(pack) + ".latent_encoder.latent_file"
-        ).save_latent
-    folder_paths.set_output_directory(folder)
-    state.update(folder=Path(folder), prompt=prompt, stock=nodes.SaveLatent())
+        state["module"] = importlib.import_module(host.module_name(pack) + ".latent_encoder.latent_file")
+    state.update(prompt=prompt, loader=nodes.LoadLatent())
     state["latent"] = {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(0))}
-    path = ours("prepare")
-    state["payload"] = path.read_bytes()
+    _go_to(Path(folder, "read"))
     _clear()
+    state["to_read"] = {way: WRITE[way](way) for way in READ}
+    state["payload"] = state["to_read"]["ours"].read_bytes()
+    _go_to(Path(folder, "saved"))
     return {"latent_bytes": state["latent"]["samples"].nbytes, "file_bytes": len(state["payload"])}
+
+
+def _go_to(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    state["folder"] = folder
+    folder_paths.set_output_directory(str(folder))
+    state["saver"] = nodes.SaveLatent()  # which keeps the folder of this moment
 
 
 def ours(stem: str) -> Path:
     metadata = {"prompt": json.dumps(state["prompt"])}
-    return state["save_latent"](state["latent"], state["folder"], stem, record={}, metadata=metadata).path
+    return state["module"].save_latent(state["latent"], state["folder"], stem, record={}, metadata=metadata).path
 
 
-def stock(stem: str) -> None:
-    state["stock"].save(state["latent"], stem, prompt=state["prompt"])
+def stock(stem: str) -> Path:
+    state["saver"].save(state["latent"], stem, prompt=state["prompt"])
+    return state["folder"] / f"{stem}_00001_.latent"
 
 
-def bare(stem: str) -> None:
-    _write_and_sync(state["folder"] / stem)
+def torch_save(stem: str) -> Path:
+    path = state["folder"] / f"{stem}.pt"
+    torch.save(state["latent"], path)
+    return path
 
 
-def placed(stem: str) -> None:
+def npz(stem: str) -> Path:
+    path = state["folder"] / f"{stem}.npz"
+    np.savez(path, samples=state["latent"]["samples"].numpy())
+    return path
+
+
+def bare(stem: str) -> Path:
+    path = state["folder"] / stem
+    _write_and_sync(path)
+    return path
+
+
+def placed(stem: str) -> Path:
     """The least that a whole file under a new name needs, whatever fails when."""
     temporary, final = state["folder"] / f"{stem}.tmp", state["folder"] / stem
     _write_and_sync(temporary)
     os.link(temporary, final)
     os.unlink(temporary)
     _sync_folder()
+    return final
+
+
+def read_ours(path: Path) -> torch.Tensor:
+    loaded = state["module"].load_latent(path)
+    if not loaded.verified:
+        raise RuntimeError(f"{path.name} was not verified")
+    return loaded.latent["samples"]
+
+
+def read_stock(path: Path) -> torch.Tensor:
+    folder_paths.set_input_directory(str(path.parent))
+    return state["loader"].load(path.name)[0]["samples"]
+
+
+WRITE = {"ours": ours, "stock": stock, "torch": torch_save, "npz": npz, "bare": bare, "placed": placed}
+READ: dict[str, Callable[[Path], torch.Tensor]] = {
+    "ours": read_ours,
+    "stock": read_stock,
+    "torch": lambda path: torch.load(path, weights_only=True)["samples"],
+    "npz": lambda path: torch.from_numpy(np.load(path)["samples"]),
+}
+
+
+def read(way: str) -> float:
+    """The seconds from a file that the system has in memory to the sum of its numbers: some ways only map the file."""
+    begin = time.perf_counter()
+    READ[way](state["to_read"][way]).sum()
+    return time.perf_counter() - begin
 
 
 def run(way: str, stem: str) -> float:
     """The seconds of one save to a new name. What it leaves to the system is flushed and removed after that."""
-    save = {"ours": ours, "stock": stock, "bare": bare, "placed": placed}[way]
     begin = time.perf_counter()
-    save(stem)
+    WRITE[way](stem)
     seconds = time.perf_counter() - begin
     _clear()
     return seconds
@@ -154,7 +204,7 @@ def _clear() -> None:
 
 
 def answer(do: str, **arguments: Any) -> Any:
-    return {"prepare": prepare, "run": run, "parts": parts}[do](**arguments)
+    return {"prepare": prepare, "run": run, "read": read, "parts": parts}[do](**arguments)
 
 
 host.serve(answer, answers)
