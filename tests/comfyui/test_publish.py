@@ -295,7 +295,7 @@ def test_a_broker_that_is_away(server: Server, write: Write, prefix: str, tmp_pa
             assert result.code == "KAFKA_UNAVAILABLE", result.text
             assert "nothing was sent" in result.text
             assert TIMEOUT <= took < TIMEOUT + SLACK
-            assert slowest < 1.5, "the queue and the nodes are told meanwhile"
+            assert slowest < TIMEOUT, "the queue and the nodes are told meanwhile, not after it"
             lines = {"bootstrap.servers": broker.bootstrap, "latent_encoder.timeout_seconds": 60}
             write("away", **lines)
             took, _, result = waited(server, save_and_publish(prefix, "away", key="lost"), interrupt_after=2)
