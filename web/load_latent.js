@@ -1,9 +1,11 @@
 /** LoadLatentFromDisk: shows the chosen file, lets one look for another, and takes files that are dropped on it. */
 
 import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 import { button } from "./lib/buttons.mjs";
 import { el } from "./lib/dom.mjs";
 import { parseAnnotated } from "./lib/files.mjs";
+import { nodesOf } from "./lib/graph.mjs";
 import { kindOf, upload } from "./lib/latents.mjs";
 import { FILE_WIDGET, latentListing } from "./lib/listing.mjs";
 import { chooseFile } from "./lib/loader.mjs";
@@ -18,6 +20,11 @@ const SECTION = "chosen";
 
 app.registerExtension({
   name: "LatentEncoder.LoadLatent",
+
+  setup() {
+    // Its file may have been made, or made anew, by what has just run.
+    api.addEventListener("execution_success", () => nodesOf(LOAD_NODE).forEach(showChosen));
+  },
 
   nodeCreated(node) {
     if (node.comfyClass !== LOAD_NODE) return;
@@ -72,7 +79,9 @@ async function showChosen(node) {
   const isShown = panelOf(node).element.querySelector("[data-choose]");
   if (name && !isShown) show(node, note(name)); // the button is there whatever becomes of the file
   const file = name ? await readLatent(parseAnnotated(name)) : null;
-  if (fileWidget(node).value === name) show(node, file ? describe(file) : note(text("noLatents"))); // else another since
+  if (fileWidget(node).value !== name) return; // another since
+  if (!file) show(node, note(text("noLatents")));
+  else show(node, file.gone ? note(text("notThere", { name })) : describe(file));
 }
 
 function show(node, shown) {

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from browser.editor import Editor
+from browser.graphs import panel
 from browser.shots import are_wanted
 from comfyui.hosts import REPOSITORY
 from comfyui.servers import Server
 from PIL import Image
+from playwright.sync_api import expect
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -70,6 +72,8 @@ def test_opens_and_runs(editor: Editor, server: Server, picture: Path, screensho
     assert one_node.record["file_sha256"] in shown
 
     decoded = switch_third_group_on(editor, server)
+    expect(panel(editor, "Chosen latent").get_by_role("img")).to_be_visible()
+    expect(panel(editor, "Chosen latent")).to_contain_text(one_node.record["file_sha256"][:12])
     scaled = Image.open(picture).resize(one_node.record["scaled_size"], Image.Resampling.LANCZOS)
     assert peak_signal_noise_ratio(center(scaled, decoded.size), np.asarray(decoded.convert("RGB"))) > 31
 

@@ -55,6 +55,24 @@ def save(folder: Path, stem: str, file_format: str = "safetensors") -> Path:
 
 
 @BOTH_RENDERINGS
+def test_a_file_that_the_graph_itself_makes(editor: Editor, server: Server, rendering: str) -> None:
+    """As in the example workflow: it is not there yet, and is shown once a run has made it."""
+    name, told = f"later_{rendering}_00001_.safetensors", "it was moved, deleted or not made yet."
+    encoder = {"image": "cat.png", "megapixels": 0.02, "filename_prefix": f"later_{rendering}"}
+    nodes = {
+        "vae": node("VAELoader", 0, vae_name="taesd"),
+        "encoder": node("EncodeToLatentFile", 0, 300, **encoder),
+        "loader": node("LoadLatentFromDisk", 500, latent_file=f"{name} [output]"),
+    }
+    look_at(editor, lay(editor, nodes, [("vae", 0, "encoder", "vae")])["loader"])
+    expect(panel(editor, CHOSEN)).to_contain_text(f"{name} [output] is not there: {told}")
+    run(editor, server)
+    expect(panel(editor, CHOSEN).locator(".latent-encoder-name")).to_have_text(name)
+    expect(panel(editor, CHOSEN).get_by_role("img")).to_be_visible()
+    assert editor.errors == editor.ours == []
+
+
+@BOTH_RENDERINGS
 def test_picker_shows_searches_and_chooses(editor: Editor, server: Server, rendering: str) -> None:
     prefix = f"picked_{rendering}"
     lay_encoder(editor, "taesd", filename_prefix=f"{prefix}/old")

@@ -55,9 +55,10 @@ def lay_publisher(editor: Editor, topic: str) -> int:
 def test_shows_where_the_message_stands(
     editor: Editor, server: Server, broker: Broker, properties: Path, rendering: str
 ) -> None:
-    topic = f"editor-{rendering}-{time.time_ns()}"
+    topic = f"latents-{rendering}-{server.host.version}"
     create_topics(broker.bootstrap, topic)
     allow(properties, topic, broker.bootstrap)
+    editor.reload()  # the editor asks for the nodes' choices once
     publisher = lay_publisher(editor, topic)
     run(editor, server)
     (message,) = read_topic(broker.bootstrap, topic)

@@ -181,9 +181,8 @@ def export_api(editor: Editor) -> dict[str, Any]:
     return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
 
 
-def test_pictures_of_the_help_pages(editor: Editor, server: Server) -> None:
-    """That of PublishLatentToKafka is taken where there is a broker."""
-    Image.fromarray(data.chelsea()).save(server.input / "cat.png")
+def test_pictures_of_the_help_pages(photo: Path, editor: Editor, server: Server) -> None:
+    """That of PublishLatentToKafka is taken where there is a broker. The editor asks once which photos there are."""
     lay_encoder(editor, server.host.demo_vae, filename_prefix="cat")
     run(editor, server)
     panel(editor, "Saved latent").wait_for()

@@ -21,6 +21,12 @@ export function findNode(executionId) {
   return node;
 }
 
+/** All nodes of that type, in subgraphs too. */
+export function nodesOf(type) {
+  const graphs = [rootGraph(), ...(rootGraph().subgraphs?.values() ?? [])];
+  return graphs.flatMap(({ nodes }) => nodes.filter((node) => node.type === type));
+}
+
 /** The id of the workflow that is open. */
 export function graphId() {
   return rootGraph().id;
