@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import doors, encode, encoders, import_time, kafka, machine, results, save, service, start_up
+from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.comfyui.checkout import find_comfyui
 
 MEASUREMENTS = {
@@ -44,9 +46,15 @@ RESULTS = REPOSITORY / "benchmarks" / f"results{machine.SUFFIX}.md"
 
 def main() -> None:
     options, comfyui = _command_line()
-    parent = options.folder or REPOSITORY / ".cache"
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=parent) as folder:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends servers and removes folders
+    try:
+        _run(options, comfyui)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(options: argparse.Namespace, comfyui: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.folder) as folder:
         for name in options.measurements:
             section = _measure(name, comfyui, Path(folder), quick=options.quick)
             print(section, flush=True)
@@ -63,7 +71,10 @@ def _command_line() -> tuple[argparse.Namespace, Path]:
     parser.add_argument("--full", action="store_true", help=f"all; without: all but {', '.join(FULL_ONLY)}")
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, says little")
     parser.add_argument(
-        "--folder", type=Path, help="a folder on the disk to measure; default: .cache of the repository"
+        "--folder",
+        type=Path,
+        default=REPOSITORY / ".cache",
+        help="a folder on the disk to measure; default: .cache of the repository",
     )
     parser.add_argument("--write", action="store_true", help=f"put what was measured into benchmarks/{RESULTS.name}")
     options = parser.parse_args()
@@ -71,12 +82,15 @@ def _command_line() -> tuple[argparse.Namespace, Path]:
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
     if options.quick and options.write:
         parser.error("the figures of a quick run say too little to be kept: --quick or --write")
-    comfyui = find_comfyui()
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        comfyui = find_comfyui()
+    except (OSError, LatentEncoderError) as error:
+        parser.error(str(error))
     if comfyui is None:
         parser.error("there is no ComfyUI: set COMFYUI_PATH, or run setup.sh")
-    options.measurements = options.measurements or [
-        name for name in MEASUREMENTS if options.full or name not in FULL_ONLY
-    ]
+    usual = [name for name in MEASUREMENTS if options.full or name not in FULL_ONLY]
+    options.measurements = list(dict.fromkeys(options.measurements)) or usual
     return options, comfyui
 
 

@@ -72,7 +72,8 @@ class FastEncoder:
             (batch, channels, frames, height / 8, width / 8), not normalised.
         weights: the model's weights of now, by the names of the original file. They must be such as ``understands``
             takes.
-        on_layer: called before each layer of the fast way with the part that is done; what it raises ends the call.
+        on_layer: called before each layer of the fast way, and within those that take long, with the part that is done;
+            what it raises ends the call.
 
     Attributes:
         optimized: whether all calls since it was None went the fast way; None before the first.
@@ -87,8 +88,7 @@ class FastEncoder:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode as ``stock`` does."""
-        is_frame = pixels.ndim == 5 and pixels.shape[2] == 1 and not pixels.requires_grad
-        fast = is_frame and self.trusts(pixels)
+        fast = _is_frame(pixels) and self.trusts(pixels)
         self.optimized = fast and self.optimized is not False
         return encode_frame(self._weights(), pixels, on_layer=self._on_layer) if fast else self._stock(pixels)
 
@@ -120,6 +120,11 @@ class FastEncoder:
         level = logging.INFO if good else logging.WARNING
         logger.log(level, words, kind, errors[1], errors[0], "on" if good else "off")
         return bool(good)
+
+
+def _is_frame(pixels: torch.Tensor) -> bool:
+    """Whether these are single pictures that can be halved three times, and nobody wants a gradient of them."""
+    return pixels.ndim == 5 and pixels.shape[2] == 1 and min(pixels.shape[3:]) >= 8 and not pixels.requires_grad
 
 
 def _is_tf32(like: torch.Tensor) -> bool:
@@ -236,8 +241,11 @@ class _Pass:
         return x
 
     def _begin_layer(self, part: float) -> None:
-        self._on_layer(min(1.0, self._done / (len(self._layers) + 1)))
+        self._tell_progress()
         self._done += part
+
+    def _tell_progress(self) -> None:
+        self._on_layer(min(1.0, self._done / (len(self._layers) + 1)))
 
     def _convolution(self, x: torch.Tensor, prefix: str) -> torch.Tensor:
         return self._convolved(x, prefix, padding=1)
@@ -255,8 +263,11 @@ class _Pass:
         qkv = self._convolved(normalised, f"{prefix}to_qkv.").permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)
         q, k, v = qkv.chunk(3, dim=-1)
         rows = max(1, ATTENTION_NUMBERS // k.shape[2])
-        attend = torch.nn.functional.scaled_dot_product_attention
-        attended = torch.cat([attend(part, k, v) for part in torch.split(q, rows, dim=2)], dim=2)
+        parts = []
+        for part in torch.split(q, rows, dim=2):
+            self._tell_progress()  # of a large picture this takes minutes
+            parts.append(torch.nn.functional.scaled_dot_product_attention(part, k, v))
+        attended = torch.cat(parts, dim=2)
         back = attended.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
         return self._convolved(back, f"{prefix}proj.").add_(x)
 

@@ -51,9 +51,8 @@ def optimize(vae: Any) -> Any:
     if _encoder_of(vae):
         return vae
     if model is None or not understands(name for name, _ in model.named_parameters()):
-        logger.info(
-            "Latent Encoder: %s stays as it is; Wan 2.1's and Qwen-Image's VAE can be made faster.", type(model)
-        )
+        kind = type(vae if model is None else model).__name__
+        logger.info("Latent Encoder: a VAE of kind %s stays as it is; Wan 2.1's and Qwen-Image's can be faster.", kind)
         return vae
     encoder = FastEncoder(
         model.encode,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("unit", "comfyui", "service", "kafka", "browser", "package")
-PARALLEL = {"kafka": 3, "browser": 2}
+PARALLEL = {"comfyui": 2, "kafka": 3, "browser": 2, "package": 2}
 """Suites that mostly wait, for sessions that end and pages that settle, and in how many processes they do."""
 
 CHECKS = {

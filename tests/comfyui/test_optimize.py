@@ -110,7 +110,7 @@ def test_a_video_goes_the_stock_way(server: Server, prefix: str) -> None:
 def test_another_vae_stays_as_it_is(server: Server, prefix: str, vae: str, kind: str) -> None:
     image, said = put(server, f"{prefix}/a.png", pictures.png()), len(server.log())
     fast = run(server, chain(image, vae, prefix, optimized=True)).record
-    assert re.search(rf"Latent Encoder: .*{kind}.* stays as it is", server.log()[said:])
+    assert re.search(rf"Latent Encoder: a VAE of kind {kind} stays as it is", server.log()[said:])
     stock = run(server, chain(image, vae, prefix, optimized=False)).record
     assert difference(fast, stock) == 0
     assert fast["optimized"] is None
@@ -145,7 +145,8 @@ def test_a_copy_with_another_model_encodes_with_that(server: Server, prefix: str
 
 
 def test_it_can_be_interrupted(server: Server, prefix: str) -> None:
-    image = put(server, f"{prefix}/a.png", pictures.png(2048, 2048))
+    side = 2048 if server.host.release >= (0, 33) else 640  # the older one's demo VAE is of full width
+    image = put(server, f"{prefix}/a.png", pictures.png(side, side))
     prompt = chain(image, server.host.demo_vae, prefix, optimized=True)
     run(server, chain(put(server, f"{prefix}/b.png", pictures.png()), server.host.demo_vae, prefix, optimized=True))
     prompt_id = server.client.submit(prompt)

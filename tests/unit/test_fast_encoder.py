@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -170,7 +171,9 @@ def test_attention_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, pixels = random_weights(), picture()
     whole = encode_frame(weights, pixels)
     monkeypatch.setattr(fast_encoder, "ATTENTION_NUMBERS", 700)  # of 88 squared
-    assert (encode_frame(weights, pixels) - whole).abs().max() < 1e-5
+    told: list[float] = []
+    assert (encode_frame(weights, pixels, on_layer=told.append) - whole).abs().max() < 1e-5
+    assert max(Counter(told).values()) == 1 + 13, "13 parts of 7 rows can each be interrupted"
 
 
 def test_weights_that_are_trained_make_no_graph() -> None:
@@ -197,7 +200,7 @@ def test_progress_grows(rows: int | None) -> None:
     assert parts == sorted(parts)
     assert parts[0] == 0.0
     assert 0.9 < parts[-1] <= 1
-    assert len(parts) == 15 if rows is None else len(parts) > 15
+    assert len(parts) == 16 if rows is None else len(parts) > 16
 
 
 def test_what_progress_raises_ends_the_call() -> None:
@@ -241,6 +244,14 @@ def test_videos_go_the_models_own_way() -> None:
     encoder.optimized = None
     encoder.encode(picture())
     assert encoder.optimized
+
+
+def test_pictures_that_cannot_be_halved_go_the_models_own_way() -> None:
+    marker = torch.zeros(1)
+    for size in ((7, 100), (100, 1)):
+        encoder = fast(random_weights(), lambda pixels: marker)
+        assert encoder.encode(picture(*size)) is marker
+        assert encoder.optimized is False
 
 
 @pytest.mark.parametrize("off_by", [1e-3, float("nan")])
