@@ -6,6 +6,7 @@ import importlib.metadata
 import threading
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -58,6 +59,9 @@ class EmbeddedEngine:
         self._loaded: dict[str, _Loaded] = {}  # the least recently used first
         self._loading = threading.Lock()
         self._encoding = threading.Lock()
+        # Every thread that computes has OpenMP's helpers of its own; were there more of them all than cores, they would
+        # sleep between the parts of a layer, which doubles the time of a small picture.
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="computing")
         self._away: str | None = "The engine is not started."
 
     def start(self) -> None:
@@ -139,7 +143,7 @@ class EmbeddedEngine:
             call.report_progress(part)
 
         with self._turn(self._encoding, call):
-            return vae.encode(pixels, on_layer), vae.optimized
+            return self._computing.submit(vae.encode, pixels, on_layer).result(), vae.optimized
 
     def _vae(self, name: str, call: Call) -> _Loaded:
         """The VAE, from memory where its files are still the same."""
@@ -151,7 +155,8 @@ class EmbeddedEngine:
                 for unused in list(self._loaded)[: 1 - KEPT_VAES]:
                     del self._loaded[unused]
                 state = files.state()
-                loaded = _Loaded(load_vae(files, pick_device(), optimize=self._optimize), _sha256_of(files), state)
+                vae = self._computing.submit(load_vae, files, pick_device(), optimize=self._optimize).result()
+                loaded = _Loaded(vae, _sha256_of(files), state)
             self._loaded[name] = loaded
             return loaded
 
