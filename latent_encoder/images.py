@@ -2,7 +2,7 @@
 bytes.
 
 ComfyUI 0.33's own LoadImage encodes half a picture with success and lets a VAE fold the frames of an animation into
-time; here such files are refused. The check decodes the picture once with Pillow and throws the pixels away.
+time; here such files are refused. The check decodes the picture once with Pillow.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ class PictureInfo:
 
 
 def check_image(data: bytes) -> PictureInfo:
-    """Decode ``data`` once and say what it is.
+    """What ``decode_image`` says of a picture whose pixels nobody wants."""
+    return decode_image(data)[0]
+
+
+def decode_image(data: bytes) -> tuple[PictureInfo, Image.Image]:
+    """Decode ``data`` once; say what it is, and give the picture, its pixels loaded and not yet turned.
 
     A multi-picture JPEG (MPO, as cameras write it) counts as the JPEG that it begins with.
 
@@ -65,8 +70,8 @@ def check_image(data: bytes) -> PictureInfo:
     if not data:
         raise LatentEncoderError("IMAGE_INVALID", "The picture is empty (0 bytes).", "Copy or upload the file again.")
     try:
-        with open_image(data) as image:
-            return _decode(image)
+        with _open_image(data) as image:
+            return _check(image), image
     except LatentEncoderError:
         raise
     except Image.DecompressionBombError as error:
@@ -84,18 +89,15 @@ def check_image(data: bytes) -> PictureInfo:
 
 
 @contextmanager
-def open_image(data: bytes) -> Iterator[Image.Image]:
-    """The picture, opened with Pillow's own defaults; its pixels are to be loaded inside the block.
-
-    Raises whatever Pillow raises; data that ``check_image`` has passed opens and loads.
-    """
+def _open_image(data: bytes) -> Iterator[Image.Image]:
+    """The picture, opened with Pillow's own defaults; its pixels are to be loaded inside the block."""
     from PIL import Image
 
     with _strict_pillow(), Image.open(io.BytesIO(_without_png_texts(data)), formats=FORMATS) as image:
         yield image
 
 
-def _decode(image: Image.Image) -> PictureInfo:
+def _check(image: Image.Image) -> PictureInfo:
     from PIL import ExifTags
 
     if image.width * image.height > MAX_PIXELS:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from latent_encoder.errors import LatentEncoderError
-from latent_encoder.images import MAX_FILE_BYTES, check_image, scaled_size
+from latent_encoder.images import MAX_FILE_BYTES, decode_image, scaled_size
 from latent_encoder.latent_file import check_stem, is_ours, place_latent, verify_latent
 from latent_encoder.latent_format import FILE_FORMATS
 from latent_encoder.models import EncodeRequest, EncodeResponse
@@ -162,9 +162,11 @@ class Encoder:
         self, request: EncodeRequest, place: Place, data: bytes, wanted: dict[str, Any], call: Call
     ) -> tuple[dict[str, Any], bool]:
         _check_target(place.folder / f"{place.stem}.{request.file_format}")
-        info = check_image(data)
+        info, image = decode_image(data)
         scaled_size(info.width, info.height, request.megapixels, request.resolution_steps)
-        picture = Picture(data, request.image_path, wanted["image_sha256"], info)
+        kept = image if self.engine.takes_image else None
+        del image
+        picture = Picture(data, request.image_path, wanted["image_sha256"], info, kept)
         job = EncodeJob(
             picture,
             None if place.replace else request.request_id,

@@ -122,7 +122,7 @@ def wait_in_place_of(seconds: float) -> None:
     known = {"schema_version": 1, "latent_shape": [1, 4, 8, 8], "latent_dtype": "float32", "engine": "embedded"}
 
     class WaitEngine:
-        name, slots = "wait", 3
+        name, slots, takes_image = "wait", 3, False
 
         def start(self) -> None:
             pass

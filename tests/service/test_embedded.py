@@ -23,13 +23,14 @@ from service.encode_jobs import samples
 from latent_encoder import __version__, fast_encoder
 from latent_encoder.checksum import file_sha256
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.images import decode_image
 from latent_encoder.latent_file import load_latent, place_latent
 from latent_encoder.service.config import Settings
 from latent_encoder.service.engines import embedded, make_engine, vae_files
 from latent_encoder.service.engines.base import Call
 from latent_encoder.service.engines.devices import pick_device, pick_dtype
 from latent_encoder.service.engines.embedded import EmbeddedEngine
-from latent_encoder.service.engines.pixels import decode
+from latent_encoder.service.engines.pixels import to_pixels
 
 DEMO = "demo_vae.safetensors"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -136,12 +137,12 @@ def test_the_same_picture_gives_the_same_numbers(engine: EmbeddedEngine) -> None
 @pytest.mark.parametrize("kind", pictures.good())
 def test_odd_pictures_have_their_size(kind: str) -> None:
     good = pictures.good()[kind]
-    assert decode(good.data).shape == (good.size[1], good.size[0], 3)
+    assert to_pixels(decode_image(good.data)[1]).shape == (good.size[1], good.size[0], 3)
 
 
 def test_sixteen_bit_grey_is_not_white() -> None:
-    pixels = decode(pictures.good()["gray-16-bit"].data)
-    eight = decode(pictures.good()["gray"].data)
+    pixels = to_pixels(decode_image(pictures.good()["gray-16-bit"].data)[1])
+    eight = to_pixels(decode_image(pictures.good()["gray"].data)[1])
     assert abs(pixels * 255 - eight).max() < 1e-4
 
 

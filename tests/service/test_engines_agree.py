@@ -196,6 +196,7 @@ def test_an_older_comfyui_decodes_the_same_to_the_bit(tmp_path: Path) -> None:
     comfyui = ComfyUIEngine(urls=[server.process.url], state_dir=tmp_path / "state")
     try:
         comfyui.start()
+        embedded.start()
         odd = [(name, good.data, good.megapixels) for name, good in pictures.good().items() if name != "gray-16-bit"]
         more = [(name, data, SAME_SIZE) for name, data in decoded_otherwise().items()]
         for name, data, megapixels in odd + more:

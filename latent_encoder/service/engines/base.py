@@ -6,27 +6,32 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.images import PictureInfo
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was read once and checked (``images.check_image``).
+    """A picture that was read once and checked (``images.decode_image``).
 
     Attributes:
         data: the file's bytes.
         name: as the caller named it.
         sha256: of ``data``, in hex.
         info: its format, and its size as it is shown.
+        image: as ``images.decode_image`` gives it; None for an engine that takes only ``data``.
     """
 
     data: bytes = field(repr=False)
     name: str
     sha256: str
     info: PictureInfo
+    image: Image.Image | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -127,10 +132,12 @@ class Engine(Protocol):
         name: ``comfyui`` or ``embedded``.
         slots: how many ``encode`` calls are worth having at once: one that encodes, and those that read, send or write
             meanwhile. More are safe; they wait.
+        takes_image: whether it takes ``Picture.image``; else the memory is free before it begins.
     """
 
     name: str
     slots: int
+    takes_image: bool
 
     def start(self) -> None:
         """Make it ready for ``encode``; returns when it is.

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from latent_encoder.checksum import file_sha256
 from latent_encoder.errors import LatentEncoderError
-from latent_encoder.images import scaled_size
+from latent_encoder.images import decode_image, scaled_size
 from latent_encoder.latent_file import encode_latent
 from latent_encoder.provenance import measure
 
 from .base import Call, EncodedLatent, EncodeJob
 from .devices import free_unused, is_out_of_memory, pick_device
-from .pixels import decode, scale
+from .pixels import scale, to_pixels
 from .vae_families import Vae, import_diffusers, load_vae
 from .vae_files import VaeFiles, find_vae, list_vaes
 
@@ -52,6 +52,7 @@ class EmbeddedEngine:
 
     name = "embedded"
     slots = 3
+    takes_image = True
 
     def __init__(self, model_dir: Path, *, optimize: bool = True) -> None:
         self._optimize = optimize
@@ -116,7 +117,7 @@ class EmbeddedEngine:
         size = scaled_size(picture.info.width, picture.info.height, job.megapixels, job.resolution_steps)
         with self._failures():
             loaded = self._vae(job.vae_name, call)
-            pixels = scale(decode(picture.data), size, job.upscale_method)
+            pixels = scale(to_pixels(picture.image or decode_image(picture.data)[1]), size, job.upscale_method)
             self._go_on(call)
             samples, optimized = self._encode(loaded.vae, pixels, call)
             self._go_on(call)

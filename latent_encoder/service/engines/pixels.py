@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latent_encoder.images import open_image
-
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
+    from PIL import Image
 
     Pixels = npt.NDArray[Any]
 
 
-def decode(data: bytes) -> Pixels:
-    """The pixels of a picture that ``images.check_image`` has passed.
+def to_pixels(image: Image.Image) -> Pixels:
+    """The pixels of a picture that ``images.decode_image`` has loaded.
 
     EXIF orientation is applied, a palette and greys become RGB, alpha and colour profiles are dropped. 16-bit grey
     keeps its precision; 16-bit colour is what Pillow makes of it, its upper 8 bits.
@@ -29,9 +28,7 @@ def decode(data: bytes) -> Pixels:
     import numpy as np
     from PIL import ImageOps
 
-    with open_image(data) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        image.load()
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # Pillow, and with it ComfyUI 0.3.64, would clip it at 255: all white
         grey = np.clip(np.asarray(image, dtype=np.float32) * np.float32(1 / 65535), 0, 1)  # as FFmpeg rounds it
         return np.repeat(grey[..., None], 3, axis=2)
@@ -42,7 +39,7 @@ def scale(pixels: Pixels, size: tuple[int, int], method: str) -> torch.Tensor:
     """Scale to ``size`` (width, height) with one of ``images.UPSCALE_METHODS``.
 
     Args:
-        pixels: as ``decode`` gives them.
+        pixels: as ``to_pixels`` gives them.
 
     Returns:
         float32 of shape (1, 3, height, width), from 0 to 1 (``bicubic`` may step over it).

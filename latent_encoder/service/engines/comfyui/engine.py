@@ -51,6 +51,7 @@ class ComfyUIEngine:
     """
 
     name = "comfyui"
+    takes_image = False
 
     def __init__(
         self,
