@@ -22,8 +22,12 @@ app.registerExtension({
   name: "LatentEncoder.LoadLatent",
 
   setup() {
-    // Its file may have been made, or made anew, by what has just run.
-    api.addEventListener("execution_success", () => nodesOf(LOAD_NODE).forEach(showChosen));
+    // Its file may have been made, or made anew, by what has just run; a listing from before does not know it.
+    api.addEventListener("execution_success", () => {
+      const nodes = nodesOf(LOAD_NODE);
+      if (nodes.length) latentListing({ fresh: true }).catch(() => {});
+      nodes.forEach(showChosen);
+    });
   },
 
   nodeCreated(node) {
