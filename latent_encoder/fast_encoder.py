@@ -209,11 +209,11 @@ class _Pass:
         """Through a section and the downsampling after it, in strips where the picture is large."""
         import torch
 
-        height, rows = x.shape[2], self._rows(x, prefix)
+        height, channels = x.shape[2], self._weights[f"{prefix}resample.1.weight"].shape[0]
+        rows = self._rows(x, channels)
         if any(kind == "attention" for kind, _ in section) or rows >= height:
             return self._halved(self._through(section, x, 1.0), prefix, 1.0, below=True)
         seen = sum({"convolution": 1, "residual": 2}[kind] for kind, _ in section)
-        channels = self._weights[f"{prefix}resample.1.weight"].shape[0]
         shape = (x.shape[0], channels, height // 2, x.shape[3] // 2)
         result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         for first in range(0, height // 2, rows // 2):
@@ -225,10 +225,9 @@ class _Pass:
             result[:, :, first:last] = self._halved(strip, prefix, part, below=2 * last + 1 > height)
         return result
 
-    def _rows(self, x: torch.Tensor, prefix: str) -> int:
+    def _rows(self, x: torch.Tensor, channels: int) -> int:
         if self._strip_rows:
             return self._strip_rows
-        channels = self._weights[f"{prefix}resample.1.weight"].shape[0]
         row = x.shape[0] * channels * x.shape[3] * x.element_size()
         return max(STRIP_ROWS, STRIP_BYTES // row // 2 * 2)
 

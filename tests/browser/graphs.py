@@ -9,6 +9,9 @@ from browser.editor import Editor
 from comfyui.servers import Server
 from playwright.sync_api import Locator, expect
 
+from latent_encoder.latent_file import load_latent
+
+SAVED = "Saved latent"
 TOAST = ".p-toast-message"
 BOTH_RENDERINGS = pytest.mark.parametrize("rendering", ["classic", "vue"], indirect=True)
 
@@ -134,3 +137,28 @@ def size_of(editor: Editor, node_id: int) -> list[float]:
 def prompt_of(editor: Editor) -> dict[str, Any]:
     """The open graph in API format, as the editor exports and sends it."""
     return editor.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+
+def save_workflow(editor: Editor, name: str) -> None:
+    """Save the open workflow under a name, as Ctrl+S does."""
+    editor.command("Comfy.SaveWorkflow")
+    dialog = editor.page.get_by_role("dialog")
+    dialog.get_by_role("textbox").fill(name)
+    dialog.get_by_role("textbox").press("Enter")
+    editor.page.wait_for_function("name => document.title.includes(name)", arg=name)
+    editor.page.wait_for_timeout(1000)
+
+
+def record_of(server: Server, name: str) -> dict[str, Any]:
+    return load_latent(server.output / name).record
+
+
+def check_shown(saved: Locator, record: dict[str, Any]) -> None:
+    """The panel says what the record says."""
+    expect(saved.locator(".latent-encoder-name")).to_have_text(record["filename"])
+    expect(saved.locator("[data-field=size]")).to_have_text(f"{record['file_bytes'] / 1000:.1f} kB")
+    expect(saved.locator("[data-field=shape]")).to_have_text(" × ".join(map(str, record["latent_shape"])))
+    expect(saved.locator("[data-field=dtype]")).to_have_text(record["latent_dtype"])
+    expect(saved.locator("[data-field=vae]")).to_have_text(record["vae_name"])
+    expect(saved.locator("[data-field=checksum]")).to_have_text(record["file_sha256"][:12])
+    expect(saved.locator("[data-field=checksum]")).to_have_attribute("title", record["file_sha256"])

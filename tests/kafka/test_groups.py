@@ -88,10 +88,8 @@ def test_a_worker_that_polls_too_late_loses_its_partitions_and_publishes_nothing
     broker: Broker, starter: Starter, tmp_path: Path, protocol: str
 ) -> None:
     with Group(broker.bootstrap, tmp_path, starter, partitions=2, KAFKA_GROUP_PROTOCOL=protocol) as group:
-        config = tmp_path / "client.properties"
-        config.write_text("max.poll.interval.ms=6000\nsession.timeout.ms=3000\n", encoding="utf-8")
-        if protocol == "consumer":  # the broker has the say over a member's session
-            config.write_text("max.poll.interval.ms=6000\n", encoding="utf-8")
+        session = "session.timeout.ms=3000\n" if protocol == "classic" else ""  # else the broker has the say over it
+        (tmp_path / "client.properties").write_text(f"max.poll.interval.ms=6000\n{session}", encoding="utf-8")
         late = group.worker("late", harness={"wait": 0.1, "at": "before-begin", "do": 15, "count": 2}).wait_ready()
         group.ask(ids("request", 8))
         other = group.worker("other", harness={"wait": 0.1})
