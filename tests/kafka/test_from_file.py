@@ -23,6 +23,8 @@ CONTENT = b"a latent, as far as the engine is concerned"
 class Engine:
     """Makes the same latent of every picture."""
 
+    takes_image = False
+
     def encode(self, job: Any, call: Any) -> EncodedLatent:
         record = {"schema_version": 1, "file_format": "npy", "request_id": job.request_id, "engine": "embedded",
                   "latent_shape": [1, 4, 8, 8], "latent_dtype": "float32", "file_bytes": len(CONTENT),
@@ -46,7 +48,7 @@ def test_only_the_file_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )  # fmt: skip
     engine: Any = Untouched()
     from_file = FromFile(engine, settings, LatentEncoderError("INTERNAL", "It kills."))
-    monkeypatch.setattr(encoder_module, "check_image", engine)  # a picture may kill whoever opens it
+    monkeypatch.setattr(encoder_module, "decode_image", engine)  # a picture may kill whoever opens it
     answer = from_file.encode_image_to_latent(asked)
     assert (answer.error_code, answer.error_message) == ("INTERNAL", "It kills.")
 

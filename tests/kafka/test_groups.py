@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, TopicPartition
 from kafka.broker import Broker
 from kafka.groups import Group, ids
 from kafka.supervisor import wait_until
-from kafka.topics import group_offsets
+from kafka.topics import group_offsets, grow_topic
 from kafka.worker_starter import Starter
 
 from latent_encoder.service.kafka.assignment import MOST_WAITING
@@ -116,6 +116,21 @@ def test_partitions_that_were_paused_go_from_worker_to_worker(
         assert group.finish().codes() == {"success": 800}
         for worker in (first, second):
             assert worker.log().count("Answered") > 20
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_partitions_that_are_added_are_read_by_workers_that_run(
+    broker: Broker, starter: Starter, tmp_path: Path, protocol: str
+) -> None:
+    with Group(broker.bootstrap, tmp_path, starter, partitions=1, KAFKA_GROUP_PROTOCOL=protocol) as group:
+        workers = [group.worker(name).wait_ready() for name in ("one", "two")]
+        group.ask(ids("before", 4))
+        group.finish()
+        grow_topic(group.bootstrap, group.topics.request, 4)
+        group.ask(ids("after", 40))
+        assert group.finish(30).codes() == {"success": 44}
+        for worker in workers:
+            assert "Answered" in worker.log()
 
 
 def test_of_two_workers_with_one_name_the_older_ends_with_3(broker: Broker, starter: Starter, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, Message, Producer
 from confluent_kafka import TopicPartition as Partition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec
 
 PARTITIONS = 4
 TIMEOUT = 30.0
@@ -49,11 +49,15 @@ def create_topics(
     topics = [NewTopic(name, partitions, config=config or {}) for name in names]
     for created in admin.create_topics(topics, operation_timeout=TIMEOUT).values():
         created.result()
-    deadline = time.monotonic() + TIMEOUT
-    while not all(_leads(admin.list_topics(name, timeout=TIMEOUT).topics[name], partitions) for name in names):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"topics without leaders after {TIMEOUT:g} s: {', '.join(names)}")
-        time.sleep(0.05)
+    _wait_for_leaders(admin, names, partitions)
+
+
+def grow_topic(bootstrap: str, name: str, partitions: int) -> None:
+    """Give a topic more partitions: so many in all."""
+    admin = admin_client(bootstrap)
+    for grown in admin.create_partitions([NewPartitions(name, partitions)], operation_timeout=TIMEOUT).values():
+        grown.result()
+    _wait_for_leaders(admin, [name], partitions)
 
 
 def delete_topics(bootstrap: str, *names: str, **client: Any) -> None:
@@ -175,6 +179,14 @@ def hanging_transactions(bootstrap: str, *topics: str, **client: Any) -> dict[tu
             if end != stable[number]:
                 held[topic, number] = end - stable[number]
     return held
+
+
+def _wait_for_leaders(admin: AdminClient, names: Sequence[str], partitions: int) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not all(_leads(admin.list_topics(name, timeout=TIMEOUT).topics[name], partitions) for name in names):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"topics without leaders after {TIMEOUT:g} s: {', '.join(names)}")
+        time.sleep(0.05)
 
 
 def _leads(topic: Any, partitions: int) -> bool:

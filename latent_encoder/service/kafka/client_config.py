@@ -30,6 +30,9 @@ CONNECTION = {
 SESSION_TIMEOUT_MS = 10_000
 """How long after a worker's death its partitions go to others."""
 
+METADATA_MS = 5_000
+"""How often a worker looks whether its topic is still there, and as large; librdkafka's own is 5 minutes."""
+
 TRANSACTION_TIMEOUT_MS = 15_000
 """How long a worker that died inside a transaction holds up the readers of its answers."""
 
@@ -74,6 +77,7 @@ def consumer(settings: Settings, client_id: str) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "session.timeout.ms": SESSION_TIMEOUT_MS,
         "queued.max.messages.kbytes": 16_384,
+        "topic.metadata.refresh.interval.ms": METADATA_MS,
     }
     properties = defaults | connection(settings)
     session = str(properties["session.timeout.ms"])
