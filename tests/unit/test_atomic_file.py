@@ -17,7 +17,14 @@ import pytest
 from unit.odd_latents import random_tensor
 
 from latent_encoder import atomic_file
-from latent_encoder.atomic_file import TEMPORARY_PREFIX, TemporaryFile, name_lock, sweep, sync_folder
+from latent_encoder.atomic_file import (
+    TEMPORARY_PREFIX,
+    TemporaryFile,
+    name_lock,
+    sweep,
+    sweep_now_and_then,
+    sync_folder,
+)
 from latent_encoder.latent_file import load_latent, save_latent
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks and links")
@@ -126,6 +133,16 @@ def test_sweeping_spares_what_is_being_written(tmp_path: Path) -> None:
         gone = {f"{TEMPORARY_PREFIX}dead.tmp", f"{TEMPORARY_PREFIX}dead.lock"}
         assert names_in(tmp_path) == before - gone and file.path.exists()
         assert sweep(tmp_path) == 0
+
+
+@posix_only
+def test_a_folder_is_swept_at_once_and_then_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / f"{TEMPORARY_PREFIX}dead.tmp"
+    for seconds, gone in ((60.0, True), (60.0, False), (0.0, True)):
+        monkeypatch.setattr(atomic_file, "SWEEP_SECONDS", seconds)
+        left.write_bytes(b"half")
+        sweep_now_and_then(tmp_path)
+        assert left.exists() is not gone
 
 
 @posix_only

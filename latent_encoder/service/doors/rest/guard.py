@@ -33,7 +33,7 @@ async def check_caller(
 def only_query(*names: str) -> Any:
     """A dependency that refuses query parameters of other names, so that a misspelt one is not passed over."""
 
-    def check(http: Request) -> None:
+    async def check(http: Request) -> None:
         unknown = sorted(set(http.query_params) - set(names))
         if unknown:
             allowed = f"This route takes {', '.join(names)}." if names else "This route takes none."
