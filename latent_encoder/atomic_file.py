@@ -1,7 +1,7 @@
 """Files that are whole or absent: written under a temporary name, synced, then placed under the final one.
 
 A reader never sees half a file, two writers never take the same new name, and a crash leaves nothing that looks done:
-only names that begin with ``TEMPORARY_PREFIX``, which later writers in that folder clear.
+only names that begin with ``TEMPORARY_PREFIX``, which the next writer in that folder clears.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if sys.platform != "win32":
 TEMPORARY_PREFIX = ".latent-encoder-"
 STALE_SECONDS = 30.0  # the age of a leftover where no lock tells whether its writer lives
 LOCK_TIMEOUT_SECONDS = 60.0
-SWEEP_SECONDS = 60.0  # to look through a folder of 100,000 files takes 40 ms
+MANY_FILES, SWEEP_SECONDS = 1000, 60.0  # to look through a folder of 100,000 files takes 40 ms
 
 # Windows denies access to a name whose file is being deleted.
 _TAKEN = (FileExistsError, PermissionError) if sys.platform == "win32" else FileExistsError
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _CANNOT_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
-_swept_at: dict[Path, float] = {}  # by folder, of the last ``SWEEP_SECONDS``
+_swept_at: dict[Path, float] = {}  # large folders
 
 
 class TemporaryFile:
@@ -147,15 +147,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_now_and_then(folder: Path) -> None:
-    """``sweep`` a folder that this process has not swept for ``SWEEP_SECONDS``, or never."""
+def sweep_before_save(folder: Path) -> None:
+    """``sweep``; a folder of more than ``MANY_FILES`` at most once in ``SWEEP_SECONDS``."""
     now = time.monotonic()
-    for swept, at in list(_swept_at.items()):
-        if now - at >= SWEEP_SECONDS:
-            _swept_at.pop(swept, None)
-    if folder not in _swept_at:
+    if now - _swept_at.get(folder, -SWEEP_SECONDS) >= SWEEP_SECONDS and _sweep(folder)[1] > MANY_FILES:
         _swept_at[folder] = now
-        sweep(folder)
 
 
 def sweep(folder: Path) -> int:
@@ -164,9 +160,15 @@ def sweep(folder: Path) -> int:
     Returns:
         how many files went.
     """
+    return _sweep(folder)[0]
+
+
+def _sweep(folder: Path) -> tuple[int, int]:
+    """As ``sweep``; also tells how many names the folder has."""
     with os.scandir(folder) as entries:
-        leftovers = [Path(entry.path) for entry in entries if entry.name.startswith(TEMPORARY_PREFIX)]
-    return sum(_remove_if_abandoned(path) for path in leftovers)
+        names = [entry.name for entry in entries]
+    leftovers = [name for name in names if name.startswith(TEMPORARY_PREFIX)]
+    return sum(_remove_if_abandoned(folder / name) for name in leftovers), len(names)
 
 
 def _create_locked(path: Path) -> int:

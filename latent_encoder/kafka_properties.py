@@ -194,7 +194,7 @@ class _WithoutSecrets(logging.Filter):
 
 
 class _ClientLog(_WithoutSecrets):
-    """Also drops the line that was logged just before."""
+    """Also drops a line that was logged within ``REPEAT_SECONDS``, and what does not concern us."""
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         super().__init__(properties)

@@ -60,7 +60,7 @@ class KafkaPublisher:
 
         Args:
             topic: one of ``settings.topics``.
-            interrupted: called several times a second while this waits; to end it, it raises. Then, as after any
+            interrupted: called about once a second while this waits; to end it, it raises. Then, as after any
                 error, nothing is left that could be sent later.
 
         Raises:
@@ -102,7 +102,7 @@ class KafkaPublisher:
             kafka = load_confluent_kafka()
             try:
                 self._producer = kafka.Producer(self._client_config(settings.client))
-            except (kafka.KafkaException, TypeError, ValueError) as error:
+            except (kafka.KafkaException, AttributeError, TypeError, ValueError) as error:
                 cause = error.args[0] if error.args else error
                 reason = cause.str() if isinstance(cause, kafka.KafkaError) else str(cause)
                 raise LatentEncoderError(
@@ -230,16 +230,27 @@ def _check_reach(
 def _delivery_failed(topic: str, error: Any, settings: PublisherSettings) -> LatentEncoderError:
     """The error of the catalogue for one that the broker, or librdkafka on its behalf, gives to a message."""
     reason = _words(error, settings)
-    if error.code() in (error.MSG_SIZE_TOO_LARGE, error.RECORD_LIST_TOO_LARGE):
+    code = delivery_code(error)
+    if code == "MESSAGE_TOO_LARGE":
         return LatentEncoderError(
-            "MESSAGE_TOO_LARGE",
+            code,
             f"The message is larger than Kafka allows for the topic '{topic}' ({reason}).",
             "Set payload to 'reference'; the limits are message.max.bytes of the client and the broker, and the "
             "topic's max.message.bytes.",
         )
+    if code == "KAFKA_UNAVAILABLE":
+        return LatentEncoderError(code, f"The Kafka broker went away ({reason}).", _LOOK_FIRST)
+    return LatentEncoderError(code, f"Kafka refused the message for the topic '{topic}' ({reason}).")
+
+
+def delivery_code(error: Any) -> str:
+    """The catalogue's code for a ``KafkaError`` that a message got: MESSAGE_TOO_LARGE, KAFKA_UNAVAILABLE or
+    KAFKA_DELIVERY_FAILED."""
+    if error.code() in (error.MSG_SIZE_TOO_LARGE, error.RECORD_LIST_TOO_LARGE):
+        return "MESSAGE_TOO_LARGE"
     if error.code() in (error._MSG_TIMED_OUT, error._TIMED_OUT, error._TRANSPORT, error._ALL_BROKERS_DOWN):
-        return LatentEncoderError("KAFKA_UNAVAILABLE", f"The Kafka broker went away ({reason}).", _LOOK_FIRST)
-    return LatentEncoderError("KAFKA_DELIVERY_FAILED", f"Kafka refused the message for the topic '{topic}' ({reason}).")
+        return "KAFKA_UNAVAILABLE"
+    return "KAFKA_DELIVERY_FAILED"
 
 
 def _words(error: Any, settings: PublisherSettings) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .atomic_file import TemporaryFile, name_lock, sweep_now_and_then, sync, sync_folder
+from .atomic_file import TemporaryFile, name_lock, sweep_before_save, sync, sync_folder
 from .errors import LatentEncoderError, check_choice, from_os_error
 from .latent_format import (
     FILE_FORMATS,
@@ -284,7 +284,7 @@ def _save(
     names = [f"{stem}.{suffix}"] if numbers is None else (f"{stem}_{number:05}_.{suffix}" for number in numbers)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sweep_now_and_then(folder)
+        sweep_before_save(folder)
         with TemporaryFile(folder) as file:
             record.file_sha256, record.file_bytes = _write(file, content)
             for name in names:

@@ -7,12 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from .exit_codes import DONE, INTERRUPTED, WRONG_USE
 from .signals import Signals, handled_signals
 
 SUBCOMMANDS = ("dlq", "send", "topics")
 """What is done with Kafka's topics; each is the first word of the command line."""
-
-WRONG_USE, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +69,7 @@ def _report(problems: list[str], warnings: list[str]) -> int:
         print(f"latent-encoder: warning: {warning}", file=sys.stderr)
     for problem in problems:
         print(f"latent-encoder: {problem}", file=sys.stderr)
-    return WRONG_USE if problems else 0
+    return WRONG_USE if problems else DONE
 
 
 if __name__ == "__main__":

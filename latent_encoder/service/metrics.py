@@ -57,6 +57,11 @@ class Metrics:
     def _histogram(self, name: str, description: str) -> Histogram:
         return Histogram(name, description, buckets=SECONDS, registry=self.registry)
 
+    def watch_engine(self, name: str, is_ready: Callable[[], bool]) -> None:
+        """Add whether the engine can take work."""
+        ready = {name: lambda: float(is_ready())}
+        self.watch("latent_encoder_engine_ready", "1 while the engine can take work.", "engine", ready)
+
     def watch(self, name: str, description: str, label: str, values: Mapping[str, Callable[[], float]]) -> None:
         """Add a gauge whose values, by what their label says, are read when Prometheus asks."""
         gauge = Gauge(name, description, [label], registry=self.registry)

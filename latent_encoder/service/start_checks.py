@@ -88,10 +88,10 @@ def _check_workflow(settings: Settings) -> Iterator[str]:
 
 
 def _check_kafka(settings: Settings) -> Iterator[str]:
-    from .kafka import client_config
-
     try:
         load_confluent_kafka()
+        from .kafka import client_config
+
         properties = client_config.consumer(settings, "check")
         if (
             str(properties.get("security.protocol", "")).lower().startswith("sasl")

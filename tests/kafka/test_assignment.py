@@ -94,6 +94,18 @@ def test_an_assignment_of_nothing_asks_the_brokers_nothing_and_makes_a_member(fi
     assert fixture.told == ["owns 0", "joined"]
 
 
+def test_in_a_new_group_what_is_begun_is_the_first_that_is_not_answered(fixture: Fixture) -> None:
+    fixture.assign(0)
+    (partition,) = fixture.assignment
+    partition.position = None
+    assert partition.first_unanswered is None
+    fixture.take(0, 5)
+    fixture.take(0, 6)
+    assert partition.first_unanswered == 5
+    fixture.begin()
+    assert partition.first_unanswered == 5
+
+
 def test_what_is_lost_is_dropped_and_told(fixture: Fixture) -> None:
     fixture.assign(0)
     fixture.take(0, 0)

@@ -120,10 +120,15 @@ def test_a_file_that_is_refused_ends_every_command(commands: Commands, words: tu
     assert SECRET not in done.said
 
 
-@pytest.mark.parametrize("line", [f"sasl.password {SECRET}", f"no.such.setting={SECRET}", "security.protocol=x"])
-def test_what_the_library_does_not_take_is_told_without_secrets(commands: Commands, line: str) -> None:
+@pytest.mark.parametrize(
+    "line", [f"sasl.password {SECRET}", f"no.such.setting={SECRET}", "security.protocol=x", "default.topic.config=x"]
+)
+@pytest.mark.parametrize("words", [("topics", "check"), ("--mode", "kafka")], ids=lambda words: words[1])
+def test_what_the_library_does_not_take_is_told_without_secrets(
+    commands: Commands, line: str, words: tuple[str, ...]
+) -> None:
     path = in_file(commands.here, f"sasl.username={SECRET}", f"ssl.key.password={SECRET}", line)
-    done = commands.run("topics", "check", KAFKA_CONFIG_FILE=path)
+    done = commands.run(*words, KAFKA_CONFIG_FILE=path)
     assert (done.code, done.out) == (2, "")
     assert SECRET not in done.said
     assert "Traceback" not in done.said

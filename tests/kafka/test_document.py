@@ -319,7 +319,7 @@ def test_numbers() -> None:
         assert words in " ".join(TEXT.split()), words
     for code in (process.DONE, process.FAILED, process.WRONG_USE, process.FENCED):
         assert f"\n| {code} | " in TEXT
-    for code in hold.ENGINE_AWAY + hold.DISK_AWAY:
+    for code in hold.ENGINE_AWAY + hold.PICTURE_AWAY:
         assert code in TEXT
     assert f"{attempts} times in place" in GUARANTEES["retries"]
     assert f"{deaths} workers" in GUARANTEES["poison"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.models import EncodeRequest
 from latent_encoder.service.engines.base import Call
 from latent_encoder.service.kafka import hold as module
 from latent_encoder.service.kafka.assignment import MOST_DEATHS, Work
@@ -170,3 +172,19 @@ def test_a_full_disk_is_tried_with_one(hold: Hold, clock: Clock) -> None:
     assert probe.engines_lost == probe.engines_lost_beside == 0
     hold.end()
     assert due(hold) == [work for work in works if work is not probe]
+
+
+@pytest.mark.parametrize("code", ["IMAGE_NOT_FOUND", "IMAGE_INVALID"])
+def test_pictures_in_a_folder_that_is_gone_are_nobody_s_fault(tmp_path: Path, code: str) -> None:
+    there, gone, link = tmp_path / "there", tmp_path / "mount" / "pictures", tmp_path / "link"
+    there.mkdir()
+    link.symlink_to(gone)
+    endless = tmp_path / "endless"  # can be asked for nothing, like a file server that is gone
+    endless.symlink_to(endless)
+    settings: Any = SimpleNamespace(input_roots=[there, gone, endless])
+
+    def away(path: Path) -> bool:
+        return is_away(EncodeRequest(request_id="id", image_path=str(path)), failed(code), settings)
+
+    assert not away(there / "a.png")
+    assert [away(folder / "a.png") for folder in (gone, link, endless)] == [True, True, True]

@@ -90,6 +90,13 @@ def test_the_answer_bears_the_request_s_key_and_the_headers_that_are_passed_on(s
     assert answer_of(outcome, "headers")["correlation_id"] == "order-1"
 
 
+def test_a_correlation_id_that_is_no_text_is_passed_on_and_no_more(session: Session, picture: str) -> None:
+    (record,) = requests(["bytes"], picture)
+    outcome = session.ask(record | {"headers": [("correlation-id", b"\xff\x00order")]})
+    assert dict(message_of(outcome, "bytes").headers())["correlation-id"] == b"\xff\x00order"
+    assert answer_of(outcome, "bytes")["correlation_id"] is None
+
+
 def test_the_answer_is_a_cloud_event(session: Session, picture: str) -> None:
     outcome = session.ask(*requests(["event"], picture))
     headers = {name: value.decode() for name, value in message_of(outcome, "event").headers()}

@@ -22,7 +22,7 @@ from latent_encoder.atomic_file import (
     TemporaryFile,
     name_lock,
     sweep,
-    sweep_now_and_then,
+    sweep_before_save,
     sync_folder,
 )
 from latent_encoder.latent_file import load_latent, save_latent
@@ -136,12 +136,15 @@ def test_sweeping_spares_what_is_being_written(tmp_path: Path) -> None:
 
 
 @posix_only
-def test_a_folder_is_swept_at_once_and_then_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_folder_is_swept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = tmp_path / f"{TEMPORARY_PREFIX}dead.tmp"
-    for seconds, gone in ((60.0, True), (60.0, False), (0.0, True)):
+    cases = [(1000, 60.0, True), (1000, 60.0, True), (1, 60.0, True), (1, 60.0, False), (1, 0.0, True)]
+    for many, seconds, gone in cases:
+        monkeypatch.setattr(atomic_file, "MANY_FILES", many)
         monkeypatch.setattr(atomic_file, "SWEEP_SECONDS", seconds)
         left.write_bytes(b"half")
-        sweep_now_and_then(tmp_path)
+        (tmp_path / "whole").touch()
+        sweep_before_save(tmp_path)
         assert left.exists() is not gone
 
 

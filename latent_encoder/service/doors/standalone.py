@@ -20,13 +20,13 @@ from latent_encoder.service.config import Settings
 from latent_encoder.service.encoder import Encoder
 from latent_encoder.service.engines import make_engine
 from latent_encoder.service.engines.base import Call, Engine
+from latent_encoder.service.exit_codes import DONE, FAILED, INTERRUPTED, SOME_FAILED, WRONG_USE
 from latent_encoder.service.requests import error_response, parse_request
 
 from .interrupts import Interrupts
 from .pictures import NamedPicture, find_pictures, is_one_picture
 from .progress import Progress, show_progress
 
-DONE, FAILED, WRONG_USE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 NOT_STARTED = "ENGINE_UNAVAILABLE"  # what an engine answers before its start
 AHEAD = 4  # pictures for each slot that may be begun, or done, while an earlier one's answer is awaited
 POLL_SECONDS = 0.5  # Windows does not wake a thread that waits for ever when Ctrl-C comes

@@ -24,6 +24,6 @@ def run(settings: Settings, signals: Signals) -> int:
     from latent_encoder.kafka_properties import load_confluent_kafka
 
     load_confluent_kafka()
-    from .process import work
+    from .process import run_worker
 
-    return work(settings, signals)
+    return run_worker(settings, signals)

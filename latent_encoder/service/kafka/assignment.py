@@ -70,7 +70,7 @@ class Partition:
     earlier one is never published: the brokers do not check that.
 
     Attributes:
-        position: the offset up to which everything is answered; None while no message has come.
+        position: the offset up to which everything is answered; None until one is, where the group had committed none.
         mark: of the message at ``position``, with what is known of its worker by now.
         begun: in the order of their offsets.
         answered: how many messages since the assignment.
@@ -93,6 +93,15 @@ class Partition:
         if self.paused:
             return len(self.waiting) > FEW_WAITING or self.waiting_bytes > MOST_WAITING_BYTES // 2
         return len(self.waiting) >= MOST_WAITING or self.waiting_bytes >= MOST_WAITING_BYTES
+
+    @property
+    def first_unanswered(self) -> int | None:
+        """The offset of the first message that is not answered, or would be the next; None where that is not known."""
+        if self.position is not None:
+            return self.position
+        if self.begun:
+            return self.begun[0].incoming.offset
+        return self.waiting[0].offset if self.waiting else None
 
     def at(self, offset: int) -> TopicPartition:
         """This partition with an offset, for the library."""

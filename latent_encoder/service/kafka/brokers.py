@@ -177,16 +177,7 @@ class Brokers:
             left.discard(number)
 
     def _make(self, kind: Any, properties: dict[str, Any]) -> Any:
-        try:
-            return kind(properties | {"error_cb": self._note})
-        except (KafkaException, TypeError, ValueError) as error:
-            cause = error.args[0] if error.args else error
-            words = self.words(cause) if isinstance(cause, KafkaError) else type(cause).__name__
-            raise LatentEncoderError(
-                "INVALID_REQUEST",
-                f"The Kafka library does not take the settings: {words}.",
-                "Correct KAFKA_CONFIG_FILE or the KAFKA_ settings.",
-            ) from None  # the library's error may hold what is hidden here
+        return client_config.make_client(kind, properties | {"error_cb": self._note})
 
     def _note(self, error: KafkaError) -> None:
         """Keep the reason of what goes wrong; that all brokers are down is none."""

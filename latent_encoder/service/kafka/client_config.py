@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from confluent_kafka import KafkaError, KafkaException
 from pydantic import SecretStr
 
 from latent_encoder.errors import LatentEncoderError
-from latent_encoder.kafka_properties import LOGGER, check_properties, client_logger, quiet, read_properties
+from latent_encoder.kafka_properties import (
+    LOGGER,
+    check_properties,
+    client_logger,
+    quiet,
+    read_properties,
+    without_secrets,
+)
 from latent_encoder.publisher_settings import OWN_PREFIX
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
+
+Client = TypeVar("Client")
 
 CONNECTION = {
     "kafka_bootstrap_servers": "bootstrap.servers",
@@ -30,8 +41,11 @@ CONNECTION = {
 SESSION_TIMEOUT_MS = 10_000
 """How long after a worker's death its partitions go to others."""
 
-METADATA_MS = 5_000
+METADATA_REFRESH_MS = 5_000
 """How often a worker looks whether its topic is still there, and as large; librdkafka's own is 5 minutes."""
+
+SOCKET_TIMEOUT_MS = 30_000
+"""How long a broker may leave a question of the worker's loop open; shorter than what the loop counts as stuck."""
 
 TRANSACTION_TIMEOUT_MS = 15_000
 """How long a worker that died inside a transaction holds up the readers of its answers."""
@@ -72,12 +86,31 @@ def connection(settings: Settings) -> dict[str, Any]:
     return {**quiet(properties), "logger": client_logger(LOGGER, properties)}
 
 
+def make_client(kind: Callable[[dict[str, Any]], Client], properties: dict[str, Any]) -> Client:
+    """A client of the library's.
+
+    Raises:
+        LatentEncoderError: INVALID_REQUEST: a setting that librdkafka does not take.
+    """
+    try:
+        return kind(properties)
+    except (KafkaException, AttributeError, TypeError, ValueError) as error:
+        cause = error.args[0] if error.args else error
+        reason = cause.str() if isinstance(cause, KafkaError) else type(cause).__name__
+        raise LatentEncoderError(
+            "INVALID_REQUEST",
+            f"The Kafka library does not take the settings: {without_secrets(reason, properties).rstrip('. ')}.",
+            "Correct KAFKA_CONFIG_FILE or the KAFKA_ settings.",
+        ) from None  # the library's error may hold what is hidden here
+
+
 def consumer(settings: Settings, client_id: str) -> dict[str, Any]:
     """For the worker's consumer: nothing is committed by itself, aborted transactions are not seen."""
     defaults: dict[str, Any] = {
         "session.timeout.ms": SESSION_TIMEOUT_MS,
         "queued.max.messages.kbytes": 16_384,
-        "topic.metadata.refresh.interval.ms": METADATA_MS,
+        "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
+        "socket.timeout.ms": SOCKET_TIMEOUT_MS,
     }
     properties = defaults | connection(settings)
     session = str(properties["session.timeout.ms"])

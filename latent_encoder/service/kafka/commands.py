@@ -26,9 +26,9 @@ from latent_encoder.service.command_line import (
 from latent_encoder.service.config import NAMES
 from latent_encoder.service.config_sources import Loaded, flag, load
 from latent_encoder.service.doors.interrupts import Interrupts
+from latent_encoder.service.exit_codes import FAILED, INTERRUPTED, WRONG_USE
 from latent_encoder.service.start_checks import check_request, check_start
 
-DONE, FAILED, WRONG_USE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong use, 3 some of many failed, 130 interrupted"
 PROGRAM = "latent-encoder"
 

@@ -13,7 +13,6 @@ from latent_encoder.kafka_message import utc_now
 
 from .messages import SHORTEST, WHOLE, Headers, Incoming, header
 
-PREFIX = "dlq."
 FIELDS = {
     "dlq.original.topic": "the topic that the message came from",
     "dlq.original.partition": "its partition there",

@@ -19,10 +19,10 @@ from uuid import uuid4
 from confluent_kafka import Message
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.exit_codes import DONE, FAILED
 from latent_encoder.service.logs import CONTROL
 
 from .brokers import Brokers, admin
-from .commands import DONE, FAILED
 from .dead_letters import DeadLetter
 from .messages import Headers, headers_of, read_request
 
@@ -304,12 +304,18 @@ def _time(option: str, text: str | None) -> datetime | None:
     """A time as RFC 3339 writes it, or so long ago."""
     if text is None:
         return None
-    if ago := AGO.fullmatch(text):
-        return datetime.now(timezone.utc) - timedelta(seconds=int(ago[1]) * SECONDS[ago[2]])
-    moment = _read_time(text)
+    moment = _long_ago(text) or _read_time(text)
     if moment is None:
         raise _wrong(option, text, "A time such as 2026-01-02T03:04:05Z, or so long ago: 90m, 12h, 7d.")
     return moment
+
+
+def _long_ago(text: str) -> datetime | None:
+    ago = AGO.fullmatch(text)
+    try:
+        return datetime.now(timezone.utc) - timedelta(seconds=int(ago[1]) * SECONDS[ago[2]]) if ago else None
+    except OverflowError:  # before the year 1
+        return None
 
 
 def _read_time(text: str) -> datetime | None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.exit_codes import DONE, FAILED, SOME_FAILED
 
 from .brokers import Brokers, admin
-from .commands import DONE, FAILED, SOME_FAILED
 from .dlq import Choice, Entry, Failure, failures, find_letters, newest_failure, print_table
 from .messages import headers_of
 from .send import deliver, delivery_error
@@ -59,7 +59,8 @@ def replay(settings: Settings, chosen: Choice, *, yes: bool, again: bool) -> int
         logger.error("There is no such dead letter in '%s': %s. Nothing is sent.", topic, places)
         return FAILED
     plan = _plan(brokers, found, again)
-    print_table(plan.send)
+    if plan.send or not plan.left_out:
+        print_table(plan.send)
     for entry, reason in plan.left_out:
         print(f"{entry.place} is left out: {reason}.")
     if not plan.send:

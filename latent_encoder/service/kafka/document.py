@@ -89,6 +89,7 @@ def worker_metrics() -> dict[str, str]:
     """The metrics that a worker serves, by name, with their meaning; Python's own are left out."""
     metrics = Metrics()
     Numbers(metrics, cast(Readiness, None), str)  # nothing is asked for: only the names are wanted
+    metrics.watch_engine("", bool)
     suffix = {"counter": "_total"}
     return {
         family.name + suffix.get(family.type, ""): family.documentation

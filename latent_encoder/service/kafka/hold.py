@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
 
 ENGINE_AWAY = ("ENGINE_UNAVAILABLE", "NODES_MISSING")
-DISK_AWAY = ("DISK_FULL", "OUTPUT_DIR_NOT_WRITABLE")
+PICTURE_AWAY = ("IMAGE_NOT_FOUND", "IMAGE_INVALID")
 FIRST_SECONDS, LONGEST_SECONDS = 1.0, 15.0
 
 MOST_LOSSES_BESIDE = 3
@@ -34,9 +35,11 @@ def is_away(request: EncodeRequest | None, response: EncodeResponse, settings: S
         return True
     if code == "OUTPUT_DIR_NOT_WRITABLE":  # a folder of its own may be wrong for it alone
         return request is None or request.output_dir is None
-    if code == "IMAGE_NOT_FOUND" and request is not None:
-        gone = [root for root in settings.input_roots if not root.is_dir()]
-        return any(Path.cwd().joinpath(request.image_path).is_relative_to(root) for root in gone)
+    if code in PICTURE_AWAY and request is not None:
+        # os.path's isdir and realpath also answer for what cannot be asked, such as a file server that is gone.
+        picture = Path(os.path.realpath(request.image_path))
+        gone = [root for root in settings.input_roots if not os.path.isdir(root)]
+        return any(picture.is_relative_to(os.path.realpath(root)) for root in gone)
     return False
 
 
@@ -79,7 +82,7 @@ class Hold:
         if self.error is None:
             logger.warning("Consumption stops: %s", response.error_message, extra={"error_code": response.error_code})
         message, hint = response.error_message or "", response.error_hint
-        if response.error_code == "IMAGE_NOT_FOUND":  # whoever asks for our health is told no picture's name
+        if response.error_code in PICTURE_AWAY:  # whoever asks for our health is told no picture's name
             message, hint = "A folder of INPUT_ROOTS is not there.", "Mount it again."
         self.error = LatentEncoderError(response.error_code or "INTERNAL", message, hint)
         self._engine_away = self.error.code in ENGINE_AWAY and not self._readiness.update()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
@@ -192,8 +193,10 @@ def _fields_all_the_same(value: bytes | None) -> dict[str, Any]:
 
 def _known_ids(fields: dict[str, Any], parts: dict[str, Any]) -> dict[str, str]:
     """The well-formed ids that the body tells, else the key and the header."""
-    texts = {"request_id": parts["key"], "correlation_id": header(parts["headers"], CORRELATION_ID)}
-    around = {name: value.decode("utf-8", "replace") for name, value in texts.items() if value}
+    around = {}
+    for name, value in (("request_id", parts["key"]), ("correlation_id", header(parts["headers"], CORRELATION_ID))):
+        with suppress(UnicodeDecodeError):
+            around[name] = (value or b"").decode()
     return known_ids(around) | known_ids(fields)
 
 

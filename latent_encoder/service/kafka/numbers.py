@@ -15,7 +15,7 @@ from latent_encoder.service.metrics import Metrics
 from latent_encoder.service.readiness import Readiness
 
 SLOW_SECONDS = 3.0
-"""A loop that has not turned for so long waits for the brokers, or for a folder that hangs."""
+"""A loop that has not turned for so long waits for the brokers, the engine, or a folder that hangs."""
 
 STUCK_SECONDS = 60.0
 """A loop that has not turned for so long is dead: longer than any call of its that waits for the brokers."""
@@ -52,7 +52,9 @@ class Numbers:
         self._said: dict[str, float] = {}
         self._count = 0
         registry = metrics.registry
-        self._in_flight = Gauge("latent_encoder_kafka_in_flight", "Messages that are being encoded.", registry=registry)
+        self._in_flight = Gauge(
+            "latent_encoder_kafka_in_flight", "Messages that are being encoded, or wait for a slot.", registry=registry
+        )
         self._waiting = Gauge("latent_encoder_kafka_waiting", "Messages that wait in this worker.", registry=registry)
         self._partitions = Gauge("latent_encoder_kafka_partitions", "Partitions that it owns.", registry=registry)
         self._lag = Gauge(
@@ -155,7 +157,11 @@ class Numbers:
     def _silence(self) -> LatentEncoderError | None:
         """While the brokers let the loop wait for an answer, it cannot say so itself."""
         waits = time.monotonic() - self._turned_at
-        return _unavailable("The brokers do not answer.") if waits > SLOW_SECONDS else None
+        return (
+            _unavailable("The worker's loop waits: for the brokers, the engine or a folder.")
+            if waits > SLOW_SECONDS
+            else None
+        )
 
     def lag(self, partition: int, count: int) -> None:
         """How many messages of a partition are not answered yet."""

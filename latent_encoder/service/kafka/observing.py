@@ -57,7 +57,6 @@ def measure_lag(consumer: Consumer, assignment: Assignment, numbers: Numbers, *,
                 continue
             return  # each of the others may take as long
         numbers.turned()
-        first = partition.waiting[0].offset if partition.waiting else None
-        position = first if partition.position is None else partition.position
+        first = partition.first_unanswered
         if high >= 0:
-            numbers.lag(partition.number, high - (high if position is None else min(position, high)))
+            numbers.lag(partition.number, high - (high if first is None else min(first, high)))

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, Producer
 from confluent_kafka.admin import AdminClient
 
 from latent_encoder.errors import LatentEncoderError
@@ -17,12 +17,14 @@ from latent_encoder.service.encoder import Encoder
 from latent_encoder.service.engines import make_engine
 from latent_encoder.service.engines.base import Engine
 from latent_encoder.service.engines.comfyui.slots import lock_lowest, worker_name
+from latent_encoder.service.exit_codes import DONE, FAILED, FENCED, WRONG_USE
 from latent_encoder.service.listener import CannotListen, listen, url_of
 from latent_encoder.service.metrics import Metrics
 from latent_encoder.service.readiness import Readiness
 from latent_encoder.service.signals import Signals
 
 from . import client_config
+from .client_config import make_client
 from .health import serve_health
 from .marks import Marks
 from .numbers import STUCK_SECONDS, Numbers
@@ -32,7 +34,6 @@ from .worker import Worker
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
 
-DONE, FAILED, WRONG_USE, FENCED = 0, 1, 2, 3
 CHECK_SECONDS = 1.0
 RETRY_SECONDS = 2.0
 
@@ -44,7 +45,7 @@ OUTAGES = (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError.
 logger = logging.getLogger(__name__)
 
 
-def work(settings: Settings, signals: Signals) -> int:
+def run_worker(settings: Settings, signals: Signals) -> int:
     """Work until a signal comes; returns the exit code (see ``run``)."""
     lock = None
     try:
@@ -59,8 +60,7 @@ def work(settings: Settings, signals: Signals) -> int:
             for module in REPEAT_THE_LIBRARY:
                 hide_secrets(logging.getLogger(f"{__package__}.{module}"), properties)
             numbers = Numbers(Metrics(), readiness, lambda text: without_secrets(text, properties))
-            ready = {engine.name: lambda: float(readiness.error() is None)}
-            numbers.metrics.watch("latent_encoder_engine_ready", "1 while the engine can take work.", "engine", ready)
+            numbers.metrics.watch_engine(engine.name, lambda: readiness.error() is None)
             consumer, publisher, marks = _clients(settings, name, numbers)
             logger.info("Health and metrics on %s", url_of(listener))
             with serve_health(listener, numbers, engine):
@@ -89,19 +89,12 @@ def _clients(settings: Settings, name: str, numbers: Numbers) -> tuple[Consumer,
     exactly_once = settings.kafka_delivery == "exactly_once"
     # One broker of several that is away is no trouble yet.
     watch = {"error_cb": lambda error: numbers.trouble(error.str()) if error.code() in OUTAGES else None}
-    config = client_config.consumer(settings, client_id) | watch
-    try:
-        consumer = Consumer(config)
-        transactional_id = f"{group}.{name}" if exactly_once else None
-        config = client_config.producer(settings, client_id, transactional_id) | watch
-        publisher = (ExactlyOnce if exactly_once else AtLeastOnce)(lambda: Producer(config), numbers.turned)
-        admin = AdminClient(client_config.connection(settings) | {"client.id": client_id})
-    except KafkaException as error:
-        raise LatentEncoderError(
-            "INVALID_REQUEST",
-            f"The Kafka library does not take the settings: {without_secrets(error.args[0].str(), config)}.",
-            "Correct KAFKA_CONFIG_FILE or the KAFKA_ settings.",
-        ) from None
+    consumer = make_client(Consumer, client_config.consumer(settings, client_id) | watch)
+    transactional_id = f"{group}.{name}" if exactly_once else None
+    of_producer = client_config.producer(settings, client_id, transactional_id) | watch
+    kind = ExactlyOnce if exactly_once else AtLeastOnce
+    publisher = kind(lambda: make_client(Producer, of_producer), numbers.turned)
+    admin = make_client(AdminClient, client_config.connection(settings) | {"client.id": client_id})
     return consumer, publisher, Marks(admin, group, client_id, numbers.turned)
 
 

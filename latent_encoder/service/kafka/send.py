@@ -24,14 +24,15 @@ from pydantic import ValidationError
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.kafka_message import event_headers
+from latent_encoder.kafka_publisher import delivery_code
 from latent_encoder.models import EncodeRequest, EncodeResponse
 from latent_encoder.service.config_sources import COMMAND_LINE
 from latent_encoder.service.doors.pictures import NamedPicture, expand, is_one_picture
 from latent_encoder.service.doors.progress import Progress, show_progress
+from latent_encoder.service.exit_codes import DONE, FAILED, INTERRUPTED, SOME_FAILED
 from latent_encoder.service.requests import error_response, parse_request
 
 from .brokers import READ_AT_ONCE, SLICE_SECONDS, Brokers, admin
-from .commands import DONE, FAILED, INTERRUPTED, SOME_FAILED
 from .messages import CAUSATION_ID, REQUEST_TYPE, Headers, header, headers_of
 
 if TYPE_CHECKING:
@@ -297,12 +298,13 @@ def deliver(
 
 def delivery_error(brokers: Brokers, topic: str, error: KafkaError) -> LatentEncoderError:
     """The error of the catalogue for a record that the brokers, or the library on their behalf, refuse."""
-    words = brokers.words(error)
-    if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE):
-        return LatentEncoderError("MESSAGE_TOO_LARGE", f"The topic '{topic}' takes no message that large ({words}).")
-    if error.code() in (KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
-        return LatentEncoderError("KAFKA_UNAVAILABLE", f"The Kafka brokers went away ({words}).")
-    return LatentEncoderError("KAFKA_DELIVERY_FAILED", f"The topic '{topic}' does not take the message ({words}).")
+    code = delivery_code(error)
+    messages = {
+        "MESSAGE_TOO_LARGE": f"The topic '{topic}' takes no message that large",
+        "KAFKA_UNAVAILABLE": "The Kafka brokers went away",
+        "KAFKA_DELIVERY_FAILED": f"The topic '{topic}' does not take the message",
+    }
+    return LatentEncoderError(code, f"{messages[code]} ({brokers.words(error)}).")
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -12,9 +12,9 @@ from uuid import uuid4
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.service.exit_codes import DONE, FAILED
 
 from .brokers import REACH_SECONDS, SLICE_SECONDS, Brokers, admin
-from .commands import DONE, FAILED
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings

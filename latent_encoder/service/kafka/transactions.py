@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from latent_encoder.kafka_publisher import delivery_code
+
 CALL_SECONDS = 10.0
 """How long one call to the brokers may take before it is made again."""
 
@@ -34,9 +36,7 @@ ADMINISTRATORS = (
 )
 """What only an administrator can mend, in the brokers or in our settings."""
 
-FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
-
-TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+FENCED_CODES = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class ExactlyOnce:
                 self._turned()
                 if error.args[0].retriable() and time.monotonic() < give_up:
                     continue
-                if not committing and error.args[0].code() not in FENCED:
+                if not committing and error.args[0].code() not in FENCED_CODES:
                     self._renew()
                     return
                 raise Fenced(f"A transaction cannot be aborted: {error.args[0].str()}.") from error
@@ -259,7 +259,7 @@ def _produce(producer: Producer, records: list[dict[str, Any]], turned: Callable
         try:
             producer.produce(**record, on_delivery=watch(index))
         except KafkaException as error:
-            if error.args[0].code() in TOO_LARGE:
+            if delivery_code(error.args[0]) == "MESSAGE_TOO_LARGE":
                 raise RecordTooLarge(index) from error
             raise
         except BufferError as error:
@@ -270,7 +270,7 @@ def _produce(producer: Producer, records: list[dict[str, Any]], turned: Callable
     except SystemError as error:  # the library raises a fatal error here, and then calls `watch` with it pending
         raise error.__cause__ or error from None
     for index, reason in failed:
-        if reason.code() in TOO_LARGE:
+        if delivery_code(reason) == "MESSAGE_TOO_LARGE":
             raise RecordTooLarge(index)
     if failed:
         raise NotSent(failed[0][1].str())

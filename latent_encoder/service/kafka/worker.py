@@ -23,6 +23,7 @@ from latent_encoder.service.requests import error_response
 from latent_encoder.service.signals import Signals
 
 from .assignment import MOST_DEATHS, Assignment, Work, offsets_behind
+from .client_config import METADATA_REFRESH_MS
 from .dead_letters import dead_letter_record
 from .from_file import FromFile, killed_its_workers
 from .hold import Hold, count_loss, is_away, takes_the_engine_down
@@ -89,7 +90,7 @@ class Worker:
         self._running: set[Work] = set()
         self._finished = threading.Event()
         self._hold = Hold(settings, readiness)
-        self._look_at = 0.0
+        self._look_at = self._check_at = 0.0
         self._stop_at: float | None = None
 
     def start(self) -> None:
@@ -187,8 +188,10 @@ class Worker:
             # What is paused fetches nothing that would tell.
             stale = self._hold.error is not None and self._numbers.kafka_error is None
             measure_lag(self._consumer, self._assignment, self._numbers, cached=not stale)
-            # A member whose topic is deleted is told no more than that it has no partitions.
-            if self._numbers.kafka_error or not self._numbers.in_group or len(self._assignment) == 0:
+            # A member whose topic is deleted is told no more than that it has no partitions, as one that stands by is.
+            in_trouble = self._numbers.kafka_error or not self._numbers.in_group
+            if in_trouble or (len(self._assignment) == 0 and time.monotonic() >= self._check_at):
+                self._check_at = time.monotonic() + METADATA_REFRESH_MS / 1000
                 check_brokers(self._consumer, self._marks, self._settings, self._numbers)
 
     def _hear_clients(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines import make_engine
+from latent_encoder.service.exit_codes import DONE, FAILED, WRONG_USE
 from latent_encoder.service.listener import BACKLOG, CannotListen, http_server, listen, url_of
 from latent_encoder.service.readiness import STOPPING, unavailable
 from latent_encoder.service.signals import Signals, handled_signals
@@ -27,7 +28,6 @@ from .service import Service
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
 
-DONE, FAILED, WRONG_USE = 0, 1, 2
 DRAIN_SECONDS = 20.0
 """How long requests that wait are still encoded after SIGTERM; those that run are always finished."""
 

@@ -108,7 +108,6 @@ class Service:
     def _watch(self) -> None:
         depths = {lane: partial(self.workers.waiting, lane) for lane in (ENCODE, JOBS)}
         self.metrics.watch("latent_encoder_queue_depth", "How many requests wait.", "queue", depths)
-        states = {self.engine.name: lambda: float(self.readiness.error() is None)}
-        self.metrics.watch("latent_encoder_engine_ready", "1 while the engine can take work.", "engine", states)
+        self.metrics.watch_engine(self.engine.name, lambda: self.readiness.error() is None)
         running = {self.engine.name: lambda: float(self.workers.running)}
         self.metrics.watch("latent_encoder_running", "How many requests are being encoded.", "engine", running)
