@@ -13,9 +13,11 @@ from comfyui.conftest import host, pytest_generate_tests
 from comfyui.hosts import Host, HostUnavailable
 from comfyui.servers import PACK_NAME, Server, install_models, install_pack
 from PIL import Image
+from playwright.sync_api import expect
 from skimage import data
 
 __all__ = ["host", "pytest_generate_tests"]
+expect.set_options(timeout=30_000)
 
 FOLDER_NAME = "latent-encoder"  # what the editor shows beside each of the pack's nodes
 # Nodes whose VAE is none: with the first, what fails is one of ComfyUI's own nodes; the second takes its time. And a

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from browser.editor import Editor
+from browser.editor import MESSAGES, Editor
 from browser.graphs import panel
 from browser.shots import are_wanted
 from comfyui.hosts import REPOSITORY
@@ -96,8 +96,8 @@ def open_example(editor: Editor) -> None:
     assert len(nodes) == 12
     assert {node["type"] for node in nodes if not node["known"]} == set()
     assert {node["type"] for node in nodes if node["flawed"]} <= {"VAELoader"}
+    editor.page.locator(MESSAGES).filter(has_text=DEFAULT_VAE).first.wait_for()
     said = editor.messages()
-    assert DEFAULT_VAE in said
     for node in nodes:
         assert node["type"] not in said
     editor.dismiss_messages()

@@ -16,9 +16,13 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".cache"
@@ -133,15 +137,28 @@ def _overlay(pins: dict[str, str]) -> Path:
     folder = CACHE / "hosts" / key
     python = folder / "bin" / "python"
     ready = folder / "ready"
-    if not ready.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, symlinks=True)
-        _install(python, [f"{name}=={pin}" for name, pin in sorted(pins.items())])
-        # Written last: while pip ran, it must not have seen our own packages as its to replace.
-        own = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-        (own / "main_environment.pth").write_text(site_packages + "\n", encoding="utf-8")
-        ready.touch()
+    with made_once():
+        if not ready.is_file():
+            _make_overlay(folder, pins, site_packages)
+            ready.touch()
     return python
+
+
+def _make_overlay(folder: Path, pins: dict[str, str], site_packages: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, symlinks=True)
+    _install(folder / "bin" / "python", [f"{name}=={pin}" for name, pin in sorted(pins.items())])
+    # Written last: while pip ran, it must not have seen our own packages as its to replace.
+    own = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    (own / "main_environment.pth").write_text(site_packages + "\n", encoding="utf-8")
+
+
+@contextmanager
+def made_once() -> Iterator[None]:
+    """For what is made in ``CACHE``: of several pytest processes one makes it, the others wait and find it there."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / "tests.lock"):
+        yield
 
 
 def _install(python: Path, requirements: list[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 from comfyui import small_vae
-from comfyui.hosts import CACHE, REPOSITORY, Host, python_for
+from comfyui.hosts import CACHE, REPOSITORY, Host, made_once, python_for
 
 from latent_encoder.service.engines.comfyui.client import ComfyUIClient
 from latent_encoder.service.engines.comfyui.server import ComfyUIServer
@@ -53,12 +53,13 @@ def demo_vae(padded: bool) -> Path:
     if not padded:
         return source
     target = CACHE / "vae" / f"demo_vae_96_{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.safetensors"
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_suffix(".unfinished")
-        tool = REPOSITORY / "tools" / "pad_demo_vae.py"
-        subprocess.run([sys.executable, str(tool), str(source), str(unfinished)], check=True, capture_output=True)
-        unfinished.rename(target)
+    with made_once():
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_suffix(".unfinished")
+            tool = REPOSITORY / "tools" / "pad_demo_vae.py"
+            subprocess.run([sys.executable, str(tool), str(source), str(unfinished)], check=True, capture_output=True)
+            unfinished.rename(target)
     return target
 
 

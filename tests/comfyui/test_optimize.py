@@ -145,7 +145,7 @@ def test_a_copy_with_another_model_encodes_with_that(server: Server, prefix: str
 
 
 def test_it_can_be_interrupted(server: Server, prefix: str) -> None:
-    side = 2048 if server.host.release >= (0, 33) else 640  # the older one's demo VAE is of full width
+    side = 2048 if server.host.release >= (0, 33) else 1024  # the older one's demo VAE is of full width
     image = put(server, f"{prefix}/a.png", pictures.png(side, side))
     prompt = chain(image, server.host.demo_vae, prefix, optimized=True)
     run(server, chain(put(server, f"{prefix}/b.png", pictures.png()), server.host.demo_vae, prefix, optimized=True))

@@ -71,7 +71,7 @@ def test_reading_waits_for_as_many_as_it_is_told(broker: Broker, topics: Topics)
     produce(broker.bootstrap, topics.request, RECORDS[:3])
     assert len(read_topic(broker.bootstrap, topics.request)) == 3
     with pytest.raises(TimeoutError, match="3 messages, 4 partitions"):
-        read_topic(broker.bootstrap, topics.request, until=4, timeout=2)
+        read_topic(broker.bootstrap, topics.request, until=4, timeout=8)
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

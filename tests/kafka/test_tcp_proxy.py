@@ -100,10 +100,11 @@ def test_delay(proxy: TcpProxy) -> None:
         start = time.monotonic()
         assert ask(client, data) == data
         assert time.monotonic() - start < 3, "the pieces wait together, not one after the other"
+        proxy.delay = 4
         proxy.heal()
         start = time.monotonic()
         assert ask(client) == b"hello"
-        assert time.monotonic() - start < 0.15
+        assert time.monotonic() - start < 4
 
 
 def test_drop(proxy: TcpProxy, heard: list[bytes]) -> None:
@@ -124,8 +125,8 @@ def test_drop_answers(proxy: TcpProxy, heard: list[bytes]) -> None:
     with connect(proxy) as client:
         proxy.drop_answers()
         client.sendall(b"done")
+        wait_for(lambda: heard == [b"done"])
         assert is_silent(client)
-        assert heard == [b"done"]
         proxy.heal()
         assert client.recv(4) == b"done"
 

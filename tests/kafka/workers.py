@@ -143,6 +143,11 @@ class WorkerProcess:
         """Whether SIGSTOP has stopped it."""
         return self.is_running and "State:\tT" in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
 
+    def catches(self, number: signal.Signals) -> bool:
+        """Whether it handles that signal by now."""
+        caught = re.search(r"^SigCgt:\t(\w+)", Path(f"/proc/{self.pid}/status").read_text(encoding="ascii"), re.M)
+        return bool(caught) and bool(int(caught[1], 16) & 1 << number - 1)
+
     def signal(self, number: signal.Signals) -> None:
         if self.is_running:
             os.kill(self.pid, number)

@@ -19,8 +19,8 @@ from latent_encoder.images import check_image
 from latent_encoder.service.engines.base import Call, EncodedLatent, EncodeJob, Engine, Picture
 
 SMALL = 0.02
-SLOW = 1.2
-"""Megapixels of a picture that the demo VAE encodes in some seconds."""
+SLOW = 4.0
+"""Megapixels of a picture that the demo VAE takes seconds for."""
 
 
 def picture(data: bytes | None = None, name: str = "photo.png", seed: int = 0) -> Picture:

@@ -213,6 +213,7 @@ def test_work_goes_to_the_least_loaded_and_a_dead_server_is_left_out(
     with one, two, started(tmp_path, one.url, "http://127.0.0.1:9", two.url) as engine:
         until(lambda: len(engine._pool.connections()) == 2)
         for seed in range(4):  # one after the other: both are idle each time
+            until(lambda: not comfyui_server.client.queued())
             engine.encode(job(picture(seed=30 + seed), megapixels=0.01), Call(60))
         shares = [proxy.seen.count("POST /prompt") for proxy in (one, two)]
         assert shares == [2, 2]
@@ -240,7 +241,7 @@ def test_a_server_lost_during_an_encode_is_replaced_by_another(comfyui_server: S
                 lost.append(one if one.seen[-1] == request else two)
 
         one.before = two.before = lose
-        wanted = job(picture(seed=50), vae_name=comfyui_server.host.demo_vae, megapixels=0.1)
+        wanted = job(picture(seed=50), vae_name=comfyui_server.host.demo_vae, megapixels=1.0)
         stopper = until_lost(lost)
         assert_is_of(engine.encode(wanted, Call(60)), wanted)
         stopper.join()
@@ -257,7 +258,7 @@ def test_the_only_server_lost_is_unavailable_until_it_is_back(
         proxy.before = lambda request: lost.append(proxy) if request == "POST /prompt" and not lost else None
         stopper = until_lost(lost)
         with pytest.raises(LatentEncoderError, match="ENGINE_UNAVAILABLE"):
-            engine.encode(job(picture(seed=51), vae_name=comfyui_server.host.demo_vae, megapixels=0.1), Call(60))
+            engine.encode(job(picture(seed=51), vae_name=comfyui_server.host.demo_vae, megapixels=1.0), Call(60))
         stopper.join()
         assert not is_up(engine)
         proxy.start()
@@ -268,6 +269,6 @@ def test_the_only_server_lost_is_unavailable_until_it_is_back(
 
 def until_lost(lost: list[ReverseProxy]) -> threading.Thread:
     """A thread that stops the proxy as soon as it stands in the list."""
-    thread = threading.Thread(target=lambda: until(lambda: lost, 30).pop().stop())
+    thread = threading.Thread(target=lambda: until(lambda: lost, 30, pause=0.002).pop().stop())
     thread.start()
     return thread

@@ -81,7 +81,7 @@ def test_killed_during_an_encode_it_is_started_again_and_the_request_succeeds(
     engine: ComfyUIEngine, newest_host: Host, state_dir: Path
 ) -> None:
     first = pid_of(state_dir)
-    wanted = job(picture(seed=1), vae_name=newest_host.demo_vae, megapixels=0.1)
+    wanted = job(picture(seed=1), vae_name=newest_host.demo_vae, megapixels=1.0)
     client = engine._pool.connections()[0].client
     with ThreadPoolExecutor(1) as threads:
         encoded = threads.submit(engine.encode, wanted, Call(120))

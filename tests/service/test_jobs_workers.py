@@ -165,7 +165,9 @@ def test_task_wakes_a_worker_though_somebody_waits_for_the_end(bench: Bench) -> 
     bench.workers.start(1)
     time.sleep(0.1)
     bench.put("encode", "now")
-    time.sleep(0.2)
+    deadline = time.monotonic() + 10
+    while not bench.done and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert bench.done == ["now"]
 
 

@@ -161,13 +161,14 @@ def test_after_kill_9_nothing_looks_done_that_is_not_and_the_rest_is_made(
 ) -> None:
     names = [f"{number:02}.png" for number in range(12)]
     lay(here / "set", *names)
-    killed = command_line.start("--image_path", "set", "--report", "run.jsonl")
+    large = {"MEGAPIXELS": "0.5"}  # a small one would be done before it is killed
+    killed = command_line.start("--image_path", "set", "--report", "run.jsonl", **large)
     before = first_answers(killed, 3)
     killed.kill()
     assert finish(killed, before=before).code == -signal.SIGKILL
     there = latents(here / "output")
     assert 3 <= len(there) < 12
-    done = command_line.run("--image_path", "set", "--report", "run.jsonl")
+    done = command_line.run("--image_path", "set", "--report", "run.jsonl", **large)
     assert done.code == 0, done.said
     assert done.names == names
     reused = [answer["metadata"]["image_name"] for answer in done.answers if answer["metadata"]["reused"]]
@@ -183,7 +184,7 @@ def test_after_kill_9_nothing_looks_done_that_is_not_and_the_rest_is_made(
 def test_ctrl_c_finishes_what_is_in_hand(here: Path, command_line: CommandLine) -> None:
     names = [f"{number:02}.png" for number in range(40)]
     lay(here / "set", *names)
-    process = command_line.start("--image_path", "set", "--report", "run.jsonl")
+    process = command_line.start("--image_path", "set", "--report", "run.jsonl", MEGAPIXELS="0.5")
     before = first_answers(process, 3)
     interrupt(process)
     done = finish(process, before=before)

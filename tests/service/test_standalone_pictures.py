@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import random
+import re
 import signal
 import struct
 import sys
@@ -171,7 +172,7 @@ def test_after_the_first_signal_what_is_begun_is_answered_and_nothing_more_is_be
                 os.kill(os.getpid(), signal.SIGTERM)
     assert interrupts.stopping.is_set()
     assert answered == pictures[: len(answered)] == sorted(begun, key=pictures.index)
-    assert len(answered) < 20
+    assert len(answered) <= 10 + 3 * AHEAD
 
 
 def test_a_signal_with_nothing_in_hand_and_a_second_one_stop_at_once() -> None:
@@ -202,17 +203,19 @@ def test_the_exit_code_says_whether_none_some_or_all_failed(failed: int, code: i
 
 def test_elsewhere_than_on_a_terminal_progress_is_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+    begin = time.monotonic()
     with show_progress(40, line_seconds=0.1) as progress:
         for number in range(30):
             time.sleep(0.02)
             progress.add(answer("x", status="error" if number == 3 else "success", reused=number < 3))
     lines = [record.message for record in caplog.records]
-    assert 3 <= len(lines) <= 8, lines
+    assert 3 <= len(lines) <= (time.monotonic() - begin) / 0.1 + 2, lines
     assert "of 40 pictures" in lines[-1]
     assert "pictures/s" in lines[-1]
     assert " left" in lines[-1]
     assert lines[-1].endswith("1 failed")
-    assert progress.summary().startswith("40 pictures: 26 encoded, 3 already there, 1 failed, 10 not begun, in 0.")
+    counts = "40 pictures: 26 encoded, 3 already there, 1 failed, 10 not begun, in "
+    assert re.match(counts + r"\d+\.\d s", progress.summary())
 
 
 def read_to_end(terminal: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,9 +167,10 @@ def test_a_broker_that_is_away_does_not_fill_the_log(
         assert len(caplog.messages) == 1
         assert "Connection refused" in caplog.text
         monkeypatch.setattr("latent_encoder.kafka_properties.REPEAT_SECONDS", 0.5)
+        begin = time.monotonic()
         for _ in range(30):
             producer.poll(0.1)
-        assert 3 <= len(caplog.messages) <= 7
+        assert 3 <= len(caplog.messages) <= (time.monotonic() - begin) / 0.5 + 2
 
 
 def test_quiet_leaves_what_is_set() -> None:

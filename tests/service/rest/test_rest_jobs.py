@@ -110,7 +110,7 @@ def test_events_tell_status_and_progress_and_end_with_the_job(held: RestService)
     with held.client.stream("GET", "/v1/jobs/followed/events") as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         wait_for(lambda: "followed" in held.encodes())
-        threading.Timer(0.3, held.hold, [False]).start()
+        threading.Timer(2, held.hold, [False]).start()
         events = events_of(response)
     assert [job["status"] for kind, job in events if kind == "job"][-2:] == ["running", "done"]
     parts = [event["progress"] for kind, event in events if kind == "progress"]

@@ -68,7 +68,7 @@ def test_caller_who_goes_away_while_waiting_frees_the_place(held: RestService) -
 
 def test_caller_who_goes_away_while_it_is_encoded_stops_the_encode(held: RestService) -> None:
     held.hold()
-    with httpx.Client(base_url=held.url, timeout=0.5) as impatient, pytest.raises(httpx.ReadTimeout):
+    with httpx.Client(base_url=held.url, timeout=3) as impatient, pytest.raises(httpx.ReadTimeout):
         impatient.post("/v1/encode", files={"image": PICTURE}, data={"request_id": "gone-while-encoded"})
     wait_for(lambda: held.metric(RUNNING) == 0)  # the engine is still held back
     assert "gone-while-encoded" in held.encodes() and held.uploads() == []
