@@ -62,7 +62,7 @@ def still_unread(bootstrap: str, topics: Topics, group: str) -> dict[int, int] |
     """What the group has still before it, or why that is not known yet; empty where nothing is."""
     try:
         return unread(bootstrap, group, topics.request)
-    except KafkaException as error:  # a broker that has just started loads the group's offsets first
+    except (KafkaException, TimeoutError) as error:  # a broker that has just started loads the group's offsets first
         return str(error)
 
 

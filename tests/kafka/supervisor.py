@@ -102,7 +102,7 @@ def finish(group: Group, timeout: float = 120.0) -> Outcome:
         try:
             wait_answered(group.bootstrap, group.topics, group.name, deadline - time.monotonic())
             return group.finish()
-        except KafkaException:  # such as: Coordinator load in progress
+        except (KafkaException, TimeoutError):  # such as: Coordinator load in progress
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)

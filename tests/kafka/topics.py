@@ -48,7 +48,7 @@ def create_topics(
     admin = admin_client(bootstrap, **client)
     topics = [NewTopic(name, partitions, config=config or {}) for name in names]
     for created in admin.create_topics(topics, operation_timeout=TIMEOUT).values():
-        created.result()
+        created.result(TIMEOUT)
     _wait_for_leaders(admin, names, partitions)
 
 
@@ -56,7 +56,7 @@ def grow_topic(bootstrap: str, name: str, partitions: int) -> None:
     """Give a topic more partitions: so many in all."""
     admin = admin_client(bootstrap)
     for grown in admin.create_partitions([NewPartitions(name, partitions)], operation_timeout=TIMEOUT).values():
-        grown.result()
+        grown.result(TIMEOUT)
     _wait_for_leaders(admin, [name], partitions)
 
 
@@ -64,7 +64,7 @@ def delete_topics(bootstrap: str, *names: str, **client: Any) -> None:
     """Delete topics that are there."""
     admin = admin_client(bootstrap, **client)  # by name: what it has begun ends with it
     for deleted in admin.delete_topics(list(names), operation_timeout=TIMEOUT).values():
-        deleted.result()
+        deleted.result(TIMEOUT)
 
 
 def produce(bootstrap: str, topic: str, records: Iterable[dict[str, Any]], **client: Any) -> list[Message]:
@@ -150,17 +150,21 @@ def end_offsets(bootstrap: str, topic: str, *, isolation: IsolationLevel = COMMI
     numbers = admin.list_topics(topic, timeout=TIMEOUT).topics[topic].partitions
     asked = {Partition(topic, number): OffsetSpec.latest() for number in numbers}
     answers = admin.list_offsets(asked, isolation_level=isolation, request_timeout=TIMEOUT)
-    return {partition.partition: answer.result().offset for partition, answer in answers.items()}
+    return {partition.partition: answer.result(TIMEOUT).offset for partition, answer in answers.items()}
 
 
 def group_offsets(bootstrap: str, group: str, topic: str, **client: Any) -> dict[int, int]:
-    """By partition, what a group has committed (the next message it wants); 0 where it has committed nothing."""
+    """By partition, what a group has committed (the next message it wants); 0 where it has committed nothing.
+
+    Raises:
+        TimeoutError: librdkafka may wait for ever for a coordinator that has gone (its issues 5456 and 5511).
+    """
     admin = admin_client(bootstrap, **client)
     numbers = admin.list_topics(topic, timeout=TIMEOUT).topics[topic].partitions
     asked = ConsumerGroupTopicPartitions(group, [Partition(topic, number) for number in numbers])
     # require_stable: a transaction that is still open could change the answer.
     answer = admin.list_consumer_group_offsets([asked], require_stable=True, request_timeout=TIMEOUT)[group]
-    return {part.partition: max(0, part.offset) for part in answer.result().topic_partitions}
+    return {part.partition: max(0, part.offset) for part in answer.result(TIMEOUT).topic_partitions}
 
 
 def unread(bootstrap: str, group: str, topic: str, **client: Any) -> dict[int, int]:

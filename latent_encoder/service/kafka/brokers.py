@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -24,6 +25,9 @@ admin: Any = _admin
 REACH_SECONDS = 10.0
 """How long the brokers may be silent before a command gives up."""
 
+ANSWER_SECONDS = 3 * REACH_SECONDS
+"""How long an answer is waited for; longer than any request's own time-out."""
+
 SLICE_SECONDS = 0.5
 """How long one call waits: Ctrl-C is seen between two of them."""
 
@@ -31,6 +35,19 @@ READ_AT_ONCE = 500
 REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 Result = TypeVar("Result")
+
+
+def answer(future: Future[Result]) -> Result:
+    """What an administrator's request brings. The library may wait for ever for a coordinator that has gone (its issues
+    5456 and 5511).
+
+    Raises:
+        KafkaException: what the brokers say, or that they say nothing.
+    """
+    try:
+        return future.result(ANSWER_SECONDS)
+    except FutureTimeout:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
 
 
 class Brokers:
@@ -142,7 +159,7 @@ class Brokers:
             LatentEncoderError: KAFKA_UNAVAILABLE, with what the brokers say.
         """
         try:
-            return future.result()
+            return answer(future)
         except KafkaException as error:
             raise self.unavailable("The Kafka brokers refuse", error.args[0]) from error
 

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.exit_codes import DONE, FAILED
 
-from .brokers import REACH_SECONDS, SLICE_SECONDS, Brokers, admin
+from .brokers import REACH_SECONDS, SLICE_SECONDS, Brokers, admin, answer
 
 if TYPE_CHECKING:
     from latent_encoder.service.config import Settings
@@ -107,7 +107,7 @@ def _create_one(brokers: Brokers, name: str, plan: Plan, config: dict[str, str],
     )
     kept = retention_words(config["retention.ms"])
     try:
-        futures[name].result()
+        answer(futures[name])
     except KafkaException as error:
         reason = error.args[0]
         if reason.code() == KafkaError.TOPIC_ALREADY_EXISTS:
@@ -173,7 +173,7 @@ class _Report:
         resource = admin.ConfigResource(admin.ResourceType.BROKER, broker)
         try:
             futures = self._brokers.admin.describe_configs([resource], request_timeout=REACH_SECONDS)
-            found = futures[resource].result().get("authorizer.class.name")
+            found = answer(futures[resource]).get("authorizer.class.name")
         except KafkaException:  # who may not ask for this is under somebody's rights
             return
         if found and not found.value:
@@ -235,7 +235,7 @@ class _Report:
                 [group], include_authorized_operations=True, request_timeout=REACH_SECONDS
             )
             try:
-                return futures[group].result()
+                return answer(futures[group])
             except KafkaException as error:  # new brokers have no coordinator for the first moments
                 if error.args[0].code() not in NOT_YET or time.monotonic() > give_up:
                     raise
@@ -245,7 +245,7 @@ class _Report:
         futures = self._brokers.admin.describe_topics(
             TopicCollection([name]), include_authorized_operations=True, request_timeout=REACH_SECONDS
         )
-        return futures[name].result()
+        return answer(futures[name])
 
     def _print_config(self, purpose: str, name: str) -> None:
         try:
