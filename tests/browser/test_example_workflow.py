@@ -98,6 +98,7 @@ def open_example(editor: Editor) -> None:
     assert {node["type"] for node in nodes if node["flawed"]} <= {"VAELoader"}
     editor.page.locator(MESSAGES).filter(has_text=DEFAULT_VAE).first.wait_for()
     said = editor.messages()
+    assert DEFAULT_VAE in said
     for node in nodes:
         assert node["type"] not in said
     editor.dismiss_messages()

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from latent_encoder import kafka_message, kafka_properties, publisher_settings
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeRequest, EncodeResponse, LatentRecord
+from latent_encoder.service import exit_codes
 from latent_encoder.service.config import NAMES, SECRET_FILES, Settings
 from latent_encoder.service.kafka import (
     assignment,
@@ -26,7 +27,6 @@ from latent_encoder.service.kafka import (
     hold,
     messages,
     numbers,
-    process,
     transactions,
     worker,
 )
@@ -317,7 +317,7 @@ def test_numbers() -> None:
         f"| `latent_encoder.timeout_seconds` | `{publisher_settings.DEFAULT_TIMEOUT:g}` |",
     ):
         assert words in " ".join(TEXT.split()), words
-    for code in (process.DONE, process.FAILED, process.WRONG_USE, process.FENCED):
+    for code in (exit_codes.DONE, exit_codes.FAILED, exit_codes.WRONG_USE, exit_codes.FENCED):
         assert f"\n| {code} | " in TEXT
     for code in hold.ENGINE_AWAY + hold.PICTURE_AWAY:
         assert code in TEXT

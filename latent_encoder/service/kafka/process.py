@@ -24,7 +24,6 @@ from latent_encoder.service.readiness import Readiness
 from latent_encoder.service.signals import Signals
 
 from . import client_config
-from .client_config import make_client
 from .health import serve_health
 from .marks import Marks
 from .numbers import STUCK_SECONDS, Numbers
@@ -89,12 +88,12 @@ def _clients(settings: Settings, name: str, numbers: Numbers) -> tuple[Consumer,
     exactly_once = settings.kafka_delivery == "exactly_once"
     # One broker of several that is away is no trouble yet.
     watch = {"error_cb": lambda error: numbers.trouble(error.str()) if error.code() in OUTAGES else None}
-    consumer = make_client(Consumer, client_config.consumer(settings, client_id) | watch)
+    consumer = client_config.make_client(Consumer, client_config.consumer(settings, client_id) | watch)
     transactional_id = f"{group}.{name}" if exactly_once else None
     of_producer = client_config.producer(settings, client_id, transactional_id) | watch
     kind = ExactlyOnce if exactly_once else AtLeastOnce
-    publisher = kind(lambda: make_client(Producer, of_producer), numbers.turned)
-    admin = make_client(AdminClient, client_config.connection(settings) | {"client.id": client_id})
+    publisher = kind(lambda: client_config.make_client(Producer, of_producer), numbers.turned)
+    admin = client_config.make_client(AdminClient, client_config.connection(settings) | {"client.id": client_id})
     return consumer, publisher, Marks(admin, group, client_id, numbers.turned)
 
 
