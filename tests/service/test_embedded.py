@@ -325,3 +325,42 @@ def test_no_network_no_early_import_and_too_little_memory(models: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     shape = "[1, 16, 1, 15, 20]"
     assert done.stdout.splitlines() == ["[]", shape, "OUT_OF_MEMORY True", shape], done.stderr[-2000:]
+
+
+THREADS = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import pictures
+from service.encode_jobs import job_of_bytes as job
+from latent_encoder.images import UPSCALE_METHODS
+from latent_encoder.latent_format import FILE_FORMATS
+from latent_encoder.service.engines.base import Call
+from latent_encoder.service.engines.embedded import EmbeddedEngine
+
+def others():  # those that Python knows nothing of
+    return len(list(Path("/proc/self/task").iterdir())) - threading.active_count()
+
+def encode(**recipe):
+    engine.encode(job(pictures.png(1024, 1024), "demo_vae.safetensors", megapixels=0.3, **recipe), Call())
+
+engine = EmbeddedEngine(Path(sys.argv[1]))
+engine.start()
+encode()
+before = others()
+recipes = [{"upscale_method": method} for method in UPSCALE_METHODS] + [{"file_format": name} for name in FILE_FORMATS]
+with ThreadPoolExecutor(3) as pool:
+    for done in [pool.submit(encode, **recipe) for recipe in recipes]:
+        done.result()
+    print(before, others())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process's threads in /proc")
+def test_one_thread_alone_has_helpers_that_compute(models: Path) -> None:
+    """Were there more of them than cores, each would sleep and be woken in every part of every layer."""
+    paths = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests"))), "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", THREADS, str(models)]
+    done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=120, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before == after

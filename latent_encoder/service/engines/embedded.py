@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,13 @@ from latent_encoder.provenance import measure
 
 from .base import Call, EncodedLatent, EncodeJob
 from .devices import free_unused, is_out_of_memory, pick_device
-from .pixels import scale, to_pixels
+from .pixels import SCALED_BY_PILLOW, scale, to_pixels
 from .vae_families import Vae, import_diffusers, load_vae
 from .vae_files import VaeFiles, find_vae, list_vaes
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 KEPT_VAES = 2
 POLL_SECONDS = 0.1
@@ -60,8 +61,9 @@ class EmbeddedEngine:
         self._loaded: dict[str, _Loaded] = {}  # the least recently used first
         self._loading = threading.Lock()
         self._encoding = threading.Lock()
-        # Every thread that computes has OpenMP's helpers of its own; were there more of them all than cores, they would
-        # sleep between the parts of a layer, which doubles the time of a small picture.
+        # All that torch computes, it computes here, even the copy of a latent: every thread that does so has OpenMP's
+        # helpers of its own, for good, and where they all are more than the cores, they sleep between the parts of a
+        # layer, which doubles the time of a small picture.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="computing")
         self._away: str | None = "The engine is not started."
 
@@ -117,9 +119,9 @@ class EmbeddedEngine:
         size = scaled_size(picture.info.width, picture.info.height, job.megapixels, job.resolution_steps)
         with self._failures():
             loaded = self._vae(job.vae_name, call)
-            pixels = scale(to_pixels(picture.image or decode_image(picture.data)[1]), size, job.upscale_method)
+            scaled = _scaling(picture.image or decode_image(picture.data)[1], size, job.upscale_method)
             self._go_on(call)
-            samples, optimized = self._encode(loaded.vae, pixels, call)
+            samples, optimized = self._encode(loaded.vae, scaled, call)
             self._go_on(call)
             record = {
                 "request_id": job.request_id,
@@ -134,17 +136,19 @@ class EmbeddedEngine:
                 "engine": self.name,
                 "engine_version": self.version(),
                 "optimized": optimized,
-                **measure((1, *pixels.shape[2:], 3), samples.shape),
+                **measure((1, size[1], size[0], 3), samples.shape),
             }
             return EncodedLatent(*encode_latent({"samples": samples}, file_format=job.file_format, record=record))
 
-    def _encode(self, vae: Vae, pixels: torch.Tensor, call: Call) -> tuple[torch.Tensor, bool | None]:
+    def _encode(self, vae: Vae, scaled: Callable[[], torch.Tensor], call: Call) -> tuple[torch.Tensor, bool | None]:
+        """The latent, and whether it was made the faster way."""
+
         def on_layer(part: float) -> None:
             self._go_on(call)
             call.report_progress(part)
 
         with self._turn(self._encoding, call):
-            return self._computing.submit(vae.encode, pixels, on_layer).result(), vae.optimized
+            return self._computing.submit(lambda: vae.encode(scaled(), on_layer)).result(), vae.optimized
 
     def _vae(self, name: str, call: Call) -> _Loaded:
         """The VAE, from memory where its files are still the same."""
@@ -193,6 +197,15 @@ class EmbeddedEngine:
             traceback.clear_frames(error.__traceback__)  # they hold on to what was computed
             free_unused(pick_device())
             raise LatentEncoderError("OUT_OF_MEMORY", "There is not enough memory to encode the picture.") from error
+
+
+def _scaling(image: Image.Image, size: tuple[int, int], method: str) -> Callable[[], torch.Tensor]:
+    """What gives the scaled pixels: Pillow scales here and now, torch when it is called."""
+    scaled = partial(scale, to_pixels(image), size, method)
+    if method not in SCALED_BY_PILLOW:
+        return scaled
+    pixels = scaled()
+    return lambda: pixels
 
 
 @cache

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[Any]
 
+SCALED_BY_PILLOW = ("lanczos",)
+"""Of ``images.UPSCALE_METHODS``; the others are torch's."""
+
 
 def to_pixels(image: Image.Image) -> Pixels:
     """The pixels of a picture that ``images.decode_image`` has loaded.
@@ -48,7 +51,7 @@ def scale(pixels: Pixels, size: tuple[int, int], method: str) -> torch.Tensor:
     import torch
     from PIL import Image
 
-    if method == "lanczos":  # on 8 bits, as ComfyUI does it; what is finer is cut off
+    if method in SCALED_BY_PILLOW:  # on 8 bits, as ComfyUI does it; what is finer is cut off
         if pixels.dtype != np.uint8:
             pixels = (255 * pixels).astype(np.uint8)
         return _as_tensor(np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)))

@@ -118,7 +118,7 @@ class Vae:
             if self._fast:
                 self._fast.optimized = None
             latent = self._fast.encode(pixels) if self._fast else self._latent_of(pixels)
-            return latent.to("cpu", torch.float32)
+            return latent.to("cpu", torch.float32).contiguous()
 
     def _original_weights(self) -> dict[str, torch.Tensor]:
         parameters = dict(self._module.named_parameters())
