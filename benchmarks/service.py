@@ -6,8 +6,8 @@ import io
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -22,12 +22,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks import commands, machine, material
+from benchmarks.bare_engine import bare_engine
 from benchmarks.hosted import HostedProcess
 from benchmarks.material import DEMO_VAE
 from benchmarks.timing import Spread, added, interleave, ratio, table
-from latent_encoder.images import check_image, scaled_size
-from latent_encoder.service.engines.base import Call, EncodeJob, Picture
-from latent_encoder.service.engines.embedded import EmbeddedEngine
+from latent_encoder.images import scaled_size
 from latent_encoder.service.engines.vae_families import load_vae
 from latent_encoder.service.engines.vae_files import find_vae
 
@@ -41,7 +40,7 @@ NEW_VAE = "ComfyUI's modules loaded, VAE for each message"
 class Size:
     """How much is measured: so many rounds or encodes, as far as they fit into that many seconds."""
 
-    doors: tuple[int, float]
+    doors: tuple[int, int]  # rounds, and over how many pairs of processes
     messages: tuple[int, float]
     encodes: tuple[int, float]
     folder: tuple[int, float]
@@ -49,8 +48,8 @@ class Size:
     pictures: int  # in the folder
 
 
-FULL = Size(doors=(100, 60), messages=(4, 120), encodes=(1000, 180), folder=(3, 180), first=100, pictures=64)
-QUICK = Size(doors=(4, 5), messages=(1, 0), encodes=(30, 10), folder=(1, 0), first=20, pictures=8)
+FULL = Size(doors=(160, 8), messages=(4, 120), encodes=(1000, 180), folder=(3, 180), first=100, pictures=64)
+QUICK = Size(doors=(6, 2), messages=(1, 0), encodes=(30, 10), folder=(1, 0), first=20, pictures=8)
 
 
 def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> list[str]:
@@ -59,15 +58,21 @@ def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> li
     material.add_demo_vae(folder, repository)
     size = QUICK if quick else FULL
     lines = [f"The engine `embedded` with the demo VAE at {MEGAPIXELS} megapixels, on {machine.DEVICE}."]
+    lines += ["", *_doors(repository, folder, *size.doors)]
+    with _service(repository, folder) as (client, process):
+        lines += ["", *_messages(comfyui, folder, client, *size.messages)]
+        lines += ["", *_memory(folder, client, process, size.first, *size.encodes)]
+    return [*lines, "", *_folder(repository, folder, size.pictures, *size.folder)]
+
+
+@contextmanager
+def _service(repository: Path, folder: Path) -> Iterator[tuple[HTTPConnection, subprocess.Popen[bytes]]]:
+    """A service with the HTTP door: a connection, and the process."""
     with (
         commands.rest(repository, folder, _settings(folder)) as (url, process),
         closing(HTTPConnection(urlsplit(url).netloc, timeout=120)) as client,
     ):
-        lines += ["", *_doors(repository, folder, client, *size.doors)]
-        client.close()  # opened anew by itself: the service drops a connection that was silent for 30 s
-        lines += ["", *_messages(comfyui, folder, client, *size.messages)]
-        lines += ["", *_memory(folder, client, process, size.first, *size.encodes)]
-    return [*lines, "", *_folder(repository, folder, size.pictures, *size.folder)]
+        yield client, process
 
 
 def _settings(folder: Path) -> dict[str, str]:
@@ -108,25 +113,20 @@ def _run_standalone(repository: Path, folder: Path, pictures: Path) -> commands.
     return commands.run(repository, folder, *words, settings=_settings(folder) | {"OUTPUT_DIR": output})
 
 
-def _doors(repository: Path, folder: Path, client: HTTPConnection, most: int, seconds: float) -> list[str]:
+def _doors(repository: Path, folder: Path, rounds: int, processes: int) -> list[str]:
     """One picture a round, new each time, by the bare engine, over HTTP, and as one of a run on the command line."""
     place = folder / "doors"
-    pictures = {
-        number: material.write_soft_picture(place / f"{number}.png", number + 1, (512, 512))
-        for number in range(-1, most)
-    }
-    with _bare_engine(folder) as bare:
-        arms = {
-            BARE: _second(lambda number: bare(pictures[number])),
-            REST: _second(lambda number: _post(client, pictures[number], f"doors-{number}-{time.time_ns()}")),
-        }
-        for arm in arms.values():
-            arm(-1)
-        times = _fitting(arms, most, seconds)
-        rounds = len(times[REST])
-        around = [bare(pictures[number]) for number in range(rounds)]
+    pictures = [
+        material.write_soft_picture(place / f"{number}.png", number + 1, (512, 512)) for number in range(rounds)
+    ]
+    times: dict[str, list[float]] = {BARE: [], REST: []}
+    for number in range(processes):
+        for name, taken in _pair(repository, folder, pictures[number::processes]).items():
+            times[name] += taken
+    with _bare_engine(repository, folder) as bare:
+        around = [bare(picture) for picture in pictures]
         intervals = _run_standalone(repository, folder, place).intervals[3:]  # the VAE is loaded during the first ones
-        around += [bare(pictures[number]) for number in range(rounds)]
+        around += [bare(picture) for picture in pictures]
     base = median(around)
     rows = [
         [BARE, Spread.of(times[BARE]).milliseconds, ""],
@@ -139,10 +139,22 @@ def _doors(repository: Path, folder: Path, client: HTTPConnection, most: int, se
         ],
     ]
     return [
-        f"A warm request, milliseconds, {rounds} rounds, a new PNG of 512 x 512 each. Target: at most 5 ms added.",
+        f"A warm request, milliseconds, {rounds} rounds over {processes} pairs of processes, a new PNG of 512 x 512 "
+        "each. Target: at most 5 ms added.",
         "",
         *table(["", "time", "added within a round"], rows),
     ]
+
+
+def _pair(repository: Path, folder: Path, pictures: Sequence[Path]) -> dict[str, list[float]]:
+    """Rounds with a service and an engine that are started for them: the same encode takes a little longer in one
+    process than in the next, for as long as it lives."""
+    with _service(repository, folder) as (client, _), _bare_engine(repository, folder) as bare:
+        arms = {
+            BARE: _second(lambda number: bare(pictures[number])),
+            REST: _second(lambda number: _post(client, pictures[number], f"doors-{time.time_ns()}")),
+        }
+        return interleave(arms, len(pictures), warm_up=True)
 
 
 def _second(arm: Callable[[int], float]) -> Callable[[int], float]:
@@ -155,23 +167,8 @@ def _second(arm: Callable[[int], float]) -> Callable[[int], float]:
     return measure
 
 
-@contextmanager
-def _bare_engine(folder: Path) -> Iterator[Callable[[Path], float]]:
-    """The engine in this process: what takes a picture and tells the seconds of the call alone."""
-    engine = EmbeddedEngine(folder / "models")
-    engine.start()
-
-    def encode(path: Path) -> float:
-        data = path.read_bytes()
-        picture = Picture(data, "a.png", "0" * 64, check_image(data))
-        begin = time.perf_counter()
-        engine.encode(EncodeJob(picture, None, DEMO_VAE, "lanczos", MEGAPIXELS, 1, "safetensors"), Call())
-        return time.perf_counter() - begin
-
-    try:
-        yield encode
-    finally:
-        engine.close()
+def _bare_engine(repository: Path, folder: Path) -> AbstractContextManager[Callable[[Path], float]]:
+    return bare_engine(repository, folder / "models", DEMO_VAE, MEGAPIXELS)
 
 
 def _messages(comfyui: Path, folder: Path, client: HTTPConnection, most: int, seconds: float) -> list[str]:

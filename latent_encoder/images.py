@@ -12,7 +12,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -39,7 +39,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".mpo", ".webp", ".gif", ".bmp", "
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_IGNORED_CHUNKS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
-_PILLOW_GLOBALS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _open_image(data: bytes) -> Iterator[Image.Image]:
     """The picture, opened with Pillow's own defaults; its pixels are to be loaded inside the block."""
     from PIL import Image
 
-    with _strict_pillow(), Image.open(io.BytesIO(_without_png_texts(data)), formats=FORMATS) as image:
+    with _strict_pillow, Image.open(io.BytesIO(_without_png_texts(data)), formats=FORMATS) as image:
         yield image
 
 
@@ -120,20 +119,41 @@ def _too_large(width: int = 0, height: int = 0) -> LatentEncoderError:
     return LatentEncoderError("IMAGE_TOO_LARGE", f"The picture has {size}; at most {MAX_PIXELS:,} are decoded.")
 
 
-@contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Pillow with its own defaults, whatever another pack in this process has set its globals to."""
-    from PIL import Image, ImageFile
+class _StrictPillow:
+    """Pillow with its own defaults, whatever another pack in this process has set its globals to.
 
-    with _PILLOW_GLOBALS, warnings.catch_warnings():
+    From the first picture that is decoded until no thread decodes one any more.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._users = 0
+        self._undo = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._users:
+                self._set()
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._users -= 1
+            if not self._users:
+                self._undo.close()
+
+    def _set(self) -> None:
+        from PIL import Image, ImageFile
+
+        self._undo.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        truncated, limit = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+        self._undo.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+        self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses what is twice as large
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = truncated, limit
+
+
+_strict_pillow = _StrictPillow()
 
 
 def _without_png_texts(data: bytes) -> bytes:

@@ -162,6 +162,7 @@ class Encoder:
         self, request: EncodeRequest, place: Place, data: bytes, wanted: dict[str, Any], call: Call
     ) -> tuple[dict[str, Any], bool]:
         _check_target(place.folder / f"{place.stem}.{request.file_format}")
+        self.engine.wait_to_prepare()
         info, image = decode_image(data)
         scaled_size(info.width, info.height, request.megapixels, request.resolution_steps)
         kept = image if self.engine.takes_image else None

@@ -25,6 +25,9 @@ class Engine:
 
     takes_image = False
 
+    def wait_to_prepare(self) -> None:
+        pass
+
     def encode(self, job: Any, call: Any) -> EncodedLatent:
         record = {"schema_version": 1, "file_format": "npy", "request_id": job.request_id, "engine": "embedded",
                   "latent_shape": [1, 4, 8, 8], "latent_dtype": "float32", "file_bytes": len(CONTENT),

@@ -127,7 +127,7 @@ def wait_in_place_of(seconds: float) -> None:
         def start(self) -> None:
             pass
 
-        close = check = start
+        close = check = wait_to_prepare = start
 
         def version(self) -> str:
             return "1"

@@ -165,6 +165,9 @@ class Engine(Protocol):
     def vae_sha256(self, name: str) -> str | None:
         """The sha256 of that VAE's one file; None where it has none, or the engine cannot see it."""
 
+    def wait_to_prepare(self) -> None:
+        """Return when the next picture may be decoded without holding up the one that is encoded; soon in any case."""
+
     def encode(self, job: EncodeJob, call: Call) -> EncodedLatent:
         """Encode one picture; blocks until it is done. Calls ``call.check`` while it waits and obeys it.
 

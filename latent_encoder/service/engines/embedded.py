@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 KEPT_VAES = 2
 POLL_SECONDS = 0.1
+SHORT_SECONDS = 0.05
+"""As long as decoding a picture takes, about. Of an encode that takes longer, no more is waited for."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,12 @@ class EmbeddedEngine:
             return _sha256_of(find_vae(self._models, name))
         except (LatentEncoderError, OSError):
             return None
+
+    def wait_to_prepare(self) -> None:
+        """On a CPU, wait for the end of a short encode: where its cores decode meanwhile, its threads wait for one
+        another, and all of it takes longer than one after the other."""
+        if self._encoding.locked() and pick_device().type == "cpu" and self._encoding.acquire(timeout=SHORT_SECONDS):
+            self._encoding.release()
 
     def encode(self, job: EncodeJob, call: Call) -> EncodedLatent:
         """Encode one picture: ``samples`` is float32, of the shape that ComfyUI's VAEEncode gives.

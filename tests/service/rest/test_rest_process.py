@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import sqlite3
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -40,6 +41,19 @@ def test_damaged_jobs(tmp_path: Path) -> None:
     (tmp_path / ".latent_encoder").mkdir()
     (tmp_path / ".latent_encoder" / "jobs.sqlite3").write_bytes(b"this is no database" * 100)
     assert "not a database" in refusal(service)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux")
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_torchs_threads_keep_no_core_busy_while_a_caller_is_answered(
+    tmp_path: Path, own: dict[str, str], expected: str
+) -> None:
+    service = RestService(tmp_path, OMP_DISPLAY_ENV="verbose", **own).start()
+    assert service.stop() == 0
+    assert f"GOMP_SPINCOUNT = '{expected}'" in service.log_path.read_text()
 
 
 @pytest.mark.parametrize("end", ["broken", "stopped"])

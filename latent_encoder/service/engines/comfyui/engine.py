@@ -146,6 +146,9 @@ class ComfyUIEngine:
             return None
         return supervisor.vae_sha256(name) if supervisor else None
 
+    def wait_to_prepare(self) -> None:
+        """At once: a server prepares its pictures by itself."""
+
     def encode(self, job: EncodeJob, call: Call) -> EncodedLatent:
         pool = self._started()
         with self._names.hold(call) as slot:
