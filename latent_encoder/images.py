@@ -122,7 +122,7 @@ def _too_large(width: int = 0, height: int = 0) -> LatentEncoderError:
 class _StrictPillow:
     """Pillow with its own defaults, whatever another pack in this process has set its globals to.
 
-    From the first picture that is decoded until no thread decodes one any more.
+    Several threads may decode at once; what was set before the first of them is set again after the last.
     """
 
     def __init__(self) -> None:
@@ -131,26 +131,23 @@ class _StrictPillow:
         self._undo = ExitStack()
 
     def __enter__(self) -> None:
+        from PIL import Image, ImageFile
+
         with self._guard:
             if not self._users:
-                self._set()
+                self._undo.enter_context(warnings.catch_warnings())
+                self._undo.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             self._users += 1
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses what is twice as large
 
     def __exit__(self, *_: object) -> None:
         with self._guard:
             self._users -= 1
             if not self._users:
                 self._undo.close()
-
-    def _set(self) -> None:
-        from PIL import Image, ImageFile
-
-        self._undo.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        self._undo.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
-        self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses what is twice as large
 
 
 _strict_pillow = _StrictPillow()
