@@ -26,6 +26,7 @@ from latent_encoder.service.engines.comfyui.engine import ComfyUIEngine
 from latent_encoder.service.engines.comfyui.server import ComfyUIServer
 from latent_encoder.service.engines.comfyui.slots import lock_lowest
 from latent_encoder.service.engines.comfyui.supervisor import PID_FILE, Supervisor, end_leftover
+from latent_encoder.service.engines.comfyui.workflow import built_in
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -95,15 +96,22 @@ def test_killed_during_an_encode_it_is_started_again_and_the_request_succeeds(
 
 @pytest.mark.soak
 def test_a_prompt_that_runs_on_after_its_interruption_is_ended_with_the_server(
-    engine: ComfyUIEngine, newest_host: Host, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    newest_host: Host, models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(member, "STUCK_SECONDS", 1.0)
-    busy = pid_of(state_dir)
-    # One VAEEncode of many seconds looks at no interruption.
-    error = failure(engine, job(picture(seed=4), vae_name=newest_host.demo_vae, megapixels=10.0), Call(4))
-    assert error.code == "TIMEOUT"
-    until(lambda: pid_of(state_dir) != busy, 30)
-    until(lambda: is_up(engine), 60)
+    stock = built_in(optimize=False)  # one VAEEncode of many seconds, which looks at no interruption
+    engine = ComfyUIEngine(
+        comfyui=newest_host.checkout, state_dir=tmp_path, models=[models_folder], usual_url=NOWHERE, workflow=stock
+    )
+    try:
+        engine.start()
+        busy = pid_of(tmp_path)
+        error = failure(engine, job(picture(seed=4), vae_name=newest_host.demo_vae, megapixels=10.0), Call(4))
+        assert error.code == "TIMEOUT"
+        until(lambda: pid_of(tmp_path) != busy, 30)
+        until(lambda: is_up(engine), 60)
+    finally:
+        engine.close()
 
 
 @pytest.mark.soak

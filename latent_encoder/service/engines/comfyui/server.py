@@ -17,6 +17,7 @@ from typing import IO
 
 import httpx
 
+from latent_encoder.atomic_file import TemporaryFile
 from latent_encoder.errors import LatentEncoderError
 
 from .checkout import is_comfyui
@@ -210,7 +211,9 @@ class ComfyUIServer:
                 reason = f"'{self.python}' cannot be started: {error.strerror}."
                 raise LatentEncoderError("ENGINE_UNAVAILABLE", reason, "Run setup.sh.") from error
         if self.pid_path is not None:
-            self.pid_path.write_text(str(self._process.pid), encoding="ascii")
+            with TemporaryFile(self.pid_path.parent) as file:  # no reader, and no kill, finds it empty
+                file.write(str(self._process.pid).encode())
+                file.place_over(self.pid_path)
 
     def _wait_until_it_answers(self, deadline: float) -> bool:
         """True when it answers, False when the process has ended."""
