@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import pictures
 import pytest
 import torch
 from comfyui.servers import demo_vae
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from service.encode_jobs import job_of_bytes as job
 from service.encode_jobs import samples
@@ -23,7 +25,7 @@ from service.encode_jobs import samples
 from latent_encoder import __version__, fast_encoder
 from latent_encoder.checksum import file_sha256
 from latent_encoder.errors import LatentEncoderError
-from latent_encoder.images import decode_image
+from latent_encoder.images import UPSCALE_METHODS, decode_image
 from latent_encoder.latent_file import load_latent, place_latent
 from latent_encoder.service.config import Settings
 from latent_encoder.service.engines import embedded, make_engine, vae_files
@@ -325,6 +327,26 @@ def test_no_network_no_early_import_and_too_little_memory(models: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     shape = "[1, 16, 1, 15, 20]"
     assert done.stdout.splitlines() == ["[]", shape, "OUT_OF_MEMORY True", shape], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("method", UPSCALE_METHODS)
+def test_a_picture_as_large_as_it_came_is_not_kept_while_it_is_encoded(
+    engine: EmbeddedEngine, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[object]] = []
+    real = embedded.to_pixels
+
+    def watched(image: Image.Image) -> object:
+        pixels = real(image)
+        made.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr(embedded, "to_pixels", watched)
+    kept: list[bool] = []
+    engine.encode(
+        job(pictures.png(), DEMO, upscale_method=method), Call(on_progress=lambda _: kept.append(made[0]() is not None))
+    )
+    assert kept and not any(kept)
 
 
 THREADS = """

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KEPT_VAES = 2
 POLL_SECONDS = 0.1
 SHORT_SECONDS = 0.05
-"""As long as decoding a picture takes, about. Of an encode that takes longer, no more is waited for."""
+"""The longest wait for an encode to end, about what decoding takes. Beside a longer one the picture is decoded."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class EmbeddedEngine:
         self._loaded: dict[str, _Loaded] = {}  # the least recently used first
         self._loading = threading.Lock()
         self._encoding = threading.Lock()
-        # All that torch computes, it computes here, even the copy of a latent: every thread that does so has OpenMP's
-        # helpers of its own, for good, and where they all are more than the cores, they sleep between the parts of a
-        # layer, which doubles the time of a small picture.
+        # On a CPU, all that torch computes it computes here, even the copy of a latent: every thread that does so has
+        # OpenMP's helpers of its own, for good, and where they all are more than the cores, they sleep between the
+        # parts of a layer, which doubles the time of a small picture.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="computing")
         self._away: str | None = "The engine is not started."
 
@@ -109,8 +109,8 @@ class EmbeddedEngine:
             return None
 
     def wait_to_prepare(self) -> None:
-        """On a CPU, wait for the end of a short encode: where its cores decode meanwhile, its threads wait for one
-        another, and all of it takes longer than one after the other."""
+        """On a CPU, wait for a short encode that runs to end: where its cores decode meanwhile, its threads wait for
+        one another, and both take longer than one after the other. Another encode may begin while this one decodes."""
         if self._encoding.locked() and pick_device().type == "cpu" and self._encoding.acquire(timeout=SHORT_SECONDS):
             self._encoding.release()
 
@@ -127,9 +127,9 @@ class EmbeddedEngine:
         size = scaled_size(picture.info.width, picture.info.height, job.megapixels, job.resolution_steps)
         with self._failures():
             loaded = self._vae(job.vae_name, call)
-            scaled = _scaling(picture.image or decode_image(picture.data)[1], size, job.upscale_method)
+            pixels = self._scaled(picture.image or decode_image(picture.data)[1], size, job.upscale_method, call)
             self._go_on(call)
-            samples, optimized = self._encode(loaded.vae, scaled, call)
+            samples, optimized = self._encode(loaded.vae, pixels, call)
             self._go_on(call)
             record = {
                 "request_id": job.request_id,
@@ -144,19 +144,25 @@ class EmbeddedEngine:
                 "engine": self.name,
                 "engine_version": self.version(),
                 "optimized": optimized,
-                **measure((1, size[1], size[0], 3), samples.shape),
+                **measure((1, *pixels.shape[2:], 3), samples.shape),
             }
             return EncodedLatent(*encode_latent({"samples": samples}, file_format=job.file_format, record=record))
 
-    def _encode(self, vae: Vae, scaled: Callable[[], torch.Tensor], call: Call) -> tuple[torch.Tensor, bool | None]:
-        """The latent, and whether it was made the faster way."""
+    def _scaled(self, image: Image.Image, size: tuple[int, int], method: str, call: Call) -> torch.Tensor:
+        """The scaled pixels; where torch makes them on the CPU that encodes, in a turn of their own."""
+        pixels = to_pixels(image)
+        if method in SCALED_BY_PILLOW or pick_device().type != "cpu":
+            return scale(pixels, size, method)
+        with self._turn(self._encoding, call):
+            return self._computing.submit(scale, pixels, size, method).result()
 
+    def _encode(self, vae: Vae, pixels: torch.Tensor, call: Call) -> tuple[torch.Tensor, bool | None]:
         def on_layer(part: float) -> None:
             self._go_on(call)
             call.report_progress(part)
 
         with self._turn(self._encoding, call):
-            return self._computing.submit(lambda: vae.encode(scaled(), on_layer)).result(), vae.optimized
+            return self._computing.submit(vae.encode, pixels, on_layer).result(), vae.optimized
 
     def _vae(self, name: str, call: Call) -> _Loaded:
         """The VAE, from memory where its files are still the same."""
@@ -205,15 +211,6 @@ class EmbeddedEngine:
             traceback.clear_frames(error.__traceback__)  # they hold on to what was computed
             free_unused(pick_device())
             raise LatentEncoderError("OUT_OF_MEMORY", "There is not enough memory to encode the picture.") from error
-
-
-def _scaling(image: Image.Image, size: tuple[int, int], method: str) -> Callable[[], torch.Tensor]:
-    """What gives the scaled pixels: Pillow scales here and now, torch when it is called."""
-    scaled = partial(scale, to_pixels(image), size, method)
-    if method not in SCALED_BY_PILLOW:
-        return scaled
-    pixels = scaled()
-    return lambda: pixels
 
 
 @cache

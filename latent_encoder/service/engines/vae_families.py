@@ -103,7 +103,7 @@ class Vae:
             on_layer: called before each layer with the part that is done; what it raises ends the call.
 
         Returns:
-            float32 on the CPU, of shape (1, channels, [1,] height / factor, width / factor).
+            float32 on the CPU, contiguous, of shape (1, channels, [1,] height / factor, width / factor).
         """
         import torch
 
@@ -118,6 +118,7 @@ class Vae:
             if self._fast:
                 self._fast.optimized = None
             latent = self._fast.encode(pixels) if self._fast else self._latent_of(pixels)
+            # Copied here, so that whoever lays out the file need not, on a thread with OpenMP helpers of its own.
             return latent.to("cpu", torch.float32).contiguous()
 
     def _original_weights(self) -> dict[str, torch.Tensor]:
