@@ -10,9 +10,8 @@ from __future__ import annotations
 import io
 import math
 import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -73,7 +72,7 @@ def decode_image(data: bytes) -> tuple[PictureInfo, Image.Image]:
             return _check(image), image
     except LatentEncoderError:
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # where warnings are errors
         raise _too_large() from error
     except UnidentifiedImageError as error:
         raise LatentEncoderError(
@@ -122,32 +121,32 @@ def _too_large(width: int = 0, height: int = 0) -> LatentEncoderError:
 class _StrictPillow:
     """Pillow with its own defaults, whatever another pack in this process has set its globals to.
 
-    Several threads may decode at once; what was set before the first of them is set again after the last.
+    Several threads may decode at once, which takes the memory of all their pictures; what was set before the first of
+    them is set again after the last.
     """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._users = 0
-        self._undo = ExitStack()
+        self._before: tuple[bool, int | None] = (False, None)
 
     def __enter__(self) -> None:
         from PIL import Image, ImageFile
 
         with self._guard:
             if not self._users:
-                self._undo.enter_context(warnings.catch_warnings())
-                self._undo.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
-                self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                self._before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
             self._users += 1
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             ImageFile.LOAD_TRUNCATED_IMAGES = False
-            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses what is twice as large
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
     def __exit__(self, *_: object) -> None:
+        from PIL import Image, ImageFile
+
         with self._guard:
             self._users -= 1
             if not self._users:
-                self._undo.close()
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._before
 
 
 _strict_pillow = _StrictPillow()
