@@ -31,7 +31,10 @@ def bare_engine(repository: Path, models: Path, vae: str, megapixels: float) -> 
 
         def encode(picture: Path) -> float:
             print(picture, file=asked, flush=True)
-            return float(answers.readline())
+            answer = answers.readline()
+            if not answer:
+                raise RuntimeError("the bare engine's process ended")
+            return float(answer)
 
         yield encode
 

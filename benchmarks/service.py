@@ -38,7 +38,8 @@ NEW_VAE = "ComfyUI's modules loaded, VAE for each message"
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: so many rounds or encodes, as far as they fit into that many seconds."""
+    """How much is measured: so many rounds or encodes, and all but ``doors`` only as far as they fit into so many
+    seconds."""
 
     doors: tuple[int, int]  # rounds, and over how many pairs of processes
     messages: tuple[int, float]
@@ -117,7 +118,8 @@ def _doors(repository: Path, folder: Path, rounds: int, processes: int) -> list[
     """One picture a round, new each time, by the bare engine, over HTTP, and as one of a run on the command line."""
     place = folder / "doors"
     pictures = [
-        material.write_soft_picture(place / f"{number}.png", number + 1, (512, 512)) for number in range(rounds)
+        material.write_soft_picture(place / f"{number}.png", number + 1, (512, 512))
+        for number in range(rounds + processes)
     ]
     times: dict[str, list[float]] = {BARE: [], REST: []}
     for number in range(processes):
@@ -148,13 +150,13 @@ def _doors(repository: Path, folder: Path, rounds: int, processes: int) -> list[
 
 def _pair(repository: Path, folder: Path, pictures: Sequence[Path]) -> dict[str, list[float]]:
     """Rounds with a service and an engine that are started for them: the same encode takes a little longer in one
-    process than in the next, for as long as it lives."""
+    process than in the next, for as long as it lives. The last picture is for a round that does not count."""
     with _service(repository, folder) as (client, _), _bare_engine(repository, folder) as bare:
         arms = {
             BARE: _second(lambda number: bare(pictures[number])),
             REST: _second(lambda number: _post(client, pictures[number], f"doors-{time.time_ns()}")),
         }
-        return interleave(arms, len(pictures), warm_up=True)
+        return interleave(arms, len(pictures) - 1, warm_up=True)
 
 
 def _second(arm: Callable[[int], float]) -> Callable[[int], float]:
@@ -263,4 +265,4 @@ class _PlainLoop:
         image = image.resize(scaled_size(*image.size, MEGAPIXELS), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(image).astype(np.float32) / 255).movedim(-1, 0)[None]
         samples = self._vae.encode(pixels, lambda part: None)
-        save_file({"latent_tensor": samples.contiguous()}, self._folder / f"{path.name}.safetensors")
+        save_file({"latent_tensor": samples}, self._folder / f"{path.name}.safetensors")
