@@ -18,6 +18,7 @@ import pytest
 from comfyui.hosts import Host
 from service.encode_jobs import assert_is_of, failure, is_up, job, picture, until
 
+from latent_encoder.atomic_file import TEMPORARY_PREFIX
 from latent_encoder.checksum import file_sha256
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.service.engines.base import Call
@@ -244,8 +245,11 @@ def test_what_a_killed_service_left_behind_is_ended_and_nothing_else(tmp_path: P
         for process in (other, ours):
             until(lambda pid=process.pid: Path("/proc", str(pid), "cmdline").read_bytes())
             (tmp_path / PID_FILE).write_text(str(process.pid))
+            half = tmp_path / f"{TEMPORARY_PREFIX}killed.tmp"
+            half.write_text("")
+            os.utime(half, (0, 0))
             end_leftover(tmp_path)
-            assert not (tmp_path / PID_FILE).exists()
+            assert not (tmp_path / PID_FILE).exists() and not half.exists()
         assert ours.wait(5) == -signal.SIGKILL
         assert other.poll() is None
     finally:

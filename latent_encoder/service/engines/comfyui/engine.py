@@ -147,7 +147,7 @@ class ComfyUIEngine:
         return supervisor.vae_sha256(name) if supervisor else None
 
     def wait_to_prepare(self) -> None:
-        """At once: a server prepares its pictures by itself."""
+        """At once: no encode takes this process's time."""
 
     def encode(self, job: EncodeJob, call: Call) -> EncodedLatent:
         pool = self._started()

@@ -122,6 +122,7 @@ class ComfyUIServer:
             self._port = self._wanted_port or _free_port()
             self._spawn()
             try:
+                self._tell_pid()
                 answers = self._wait_until_it_answers(deadline)
             except BaseException:
                 self.kill()  # Ctrl-C while it starts, too: nothing is left behind
@@ -210,9 +211,11 @@ class ComfyUIServer:
             except OSError as error:
                 reason = f"'{self.python}' cannot be started: {error.strerror}."
                 raise LatentEncoderError("ENGINE_UNAVAILABLE", reason, "Run setup.sh.") from error
+
+    def _tell_pid(self) -> None:
         if self.pid_path is not None:
-            with TemporaryFile(self.pid_path.parent) as file:  # no reader, and no kill, finds it empty
-                file.write(str(self._process.pid).encode())
+            with TemporaryFile(self.pid_path.parent) as file:  # no reader finds it empty, not even after a kill
+                file.write(str(self.pid).encode())
                 file.place_over(self.pid_path)
 
     def _wait_until_it_answers(self, deadline: float) -> bool:

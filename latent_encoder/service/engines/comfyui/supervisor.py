@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from latent_encoder.atomic_file import sweep
 from latent_encoder.checksum import file_sha256
 from latent_encoder.errors import LatentEncoderError, from_os_error
 from latent_encoder.paths import check_relative
@@ -144,6 +145,7 @@ class Supervisor:
 def end_leftover(base: Path) -> None:
     """End the ComfyUI that a service left behind when it was killed; only a process that runs on this very folder."""
     try:
+        sweep(base)  # what a kill has left of writing that file
         pid = int((base / PID_FILE).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return
