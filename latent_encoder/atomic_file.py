@@ -25,7 +25,7 @@ if sys.platform != "win32":
 TEMPORARY_PREFIX = ".latent-encoder-"
 STALE_SECONDS = 30.0  # the age of a leftover where no lock tells whether its writer lives
 LOCK_TIMEOUT_SECONDS = 60.0
-MANY_FILES, SWEEP_SECONDS = 100, 60.0  # to look through a folder takes some 0.5 us a name, so 40 ms for 100,000
+MANY_FILES, SWEEP_SECONDS = 100, 60.0  # to look through a folder takes some 0.4 us a name, so 40 ms for 100,000
 
 # Windows denies access to a name whose file is being deleted.
 _TAKEN = (FileExistsError, PermissionError) if sys.platform == "win32" else FileExistsError

@@ -88,7 +88,7 @@ def decode_image(data: bytes) -> tuple[PictureInfo, Image.Image]:
 
 @contextmanager
 def _open_image(data: bytes) -> Iterator[Image.Image]:
-    """The picture, opened with Pillow's own defaults; its pixels are to be loaded inside the block."""
+    """The picture, opened with the limits of ``_StrictPillow``; its pixels are to be loaded inside the block."""
     from PIL import Image
 
     with _strict_pillow, Image.open(io.BytesIO(_without_png_texts(data)), formats=FORMATS) as image:
@@ -119,10 +119,11 @@ def _too_large(width: int = 0, height: int = 0) -> LatentEncoderError:
 
 
 class _StrictPillow:
-    """Pillow with its own defaults, whatever another pack in this process has set its globals to.
+    """Pillow with our limit and nothing cut short, whatever another pack in this process has set its globals to.
 
-    Several threads may decode at once, which takes the memory of all their pictures; what was set before the first of
-    them is set again after the last.
+    Pillow itself refuses more than twice the limit, and ``_check`` the rest, before the pixels are decoded. Several
+    threads may decode at once, which takes the memory of all their pictures; what was set before the first of them is
+    set again after the last.
     """
 
     def __init__(self) -> None:

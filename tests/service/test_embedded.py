@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -329,29 +331,49 @@ def test_no_network_no_early_import_and_too_little_memory(models: Path) -> None:
     assert done.stdout.splitlines() == ["[]", shape, "OUT_OF_MEMORY True", shape], done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("decoded", [True, False], ids=["decoded", "bytes"])
 @pytest.mark.parametrize("method", UPSCALE_METHODS)
 def test_a_picture_as_large_as_it_came_is_not_kept_while_it_is_encoded(
-    engine: EmbeddedEngine, method: str, monkeypatch: pytest.MonkeyPatch
+    engine: EmbeddedEngine, method: str, decoded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[object]] = []
+    images: list[Image.Image] = []
     real = embedded.to_pixels
 
     def watched(image: Image.Image) -> object:
         pixels = real(image)
         made.append(weakref.ref(pixels))
+        images.append(image)
         return pixels
 
     monkeypatch.setattr(embedded, "to_pixels", watched)
+    wanted = job(pictures.png(), DEMO, upscale_method=method)
+    if decoded:  # as the doors hand it on
+        image = decode_image(wanted.picture.data)[1]
+        wanted = replace(wanted, picture=replace(wanted.picture, image=image))
     kept: list[bool] = []
-    engine.encode(
-        job(pictures.png(), DEMO, upscale_method=method), Call(on_progress=lambda _: kept.append(made[0]() is not None))
-    )
+    engine.encode(wanted, Call(on_progress=lambda _: kept.append(made[0]() is not None)))
     assert kept and not any(kept)
+    with pytest.raises(ValueError, match="closed"):
+        images[0].tobytes()
+
+
+def test_a_picture_is_prepared_after_a_short_encode_and_beside_a_long_one(engine: EmbeddedEngine) -> None:
+    def seconds_of_waiting() -> float:
+        begin = time.monotonic()
+        engine.wait_to_prepare()
+        return time.monotonic() - begin
+
+    assert seconds_of_waiting() < embedded.SHORT_SECONDS / 2
+    with engine._encoding:
+        assert seconds_of_waiting() >= embedded.SHORT_SECONDS * 0.9
+    assert not engine._encoding.locked()
 
 
 THREADS = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 import pictures
 from service.encode_jobs import job_of_bytes as job
@@ -381,8 +403,9 @@ with ThreadPoolExecutor(3) as pool:
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process's threads in /proc")
 def test_one_thread_alone_has_helpers_that_compute(models: Path) -> None:
     """Were there more of them than cores, each would sleep and be woken in every part of every layer."""
-    paths = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests"))), "OMP_NUM_THREADS": "2"}
+    paths = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
+    environment = os.environ | paths | {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", THREADS, str(models)]
-    done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     before, after = map(int, done.stdout.split())
     assert before == after

@@ -307,6 +307,23 @@ def test_headers_that_promise_too_much(image_format: str) -> None:
     assert refusal(bytes(data)).code == "IMAGE_TOO_LARGE"
 
 
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP"])
+def test_headers_that_promise_a_little_too_much(image_format: str) -> None:
+    """Pillow itself refuses only twice our limit; no more than a canvas of that size is held by then."""
+    before = _peak_memory()
+    side = 16383
+    if image_format == "GIF":  # a frame that is to be cleared, the worst case
+        frame = struct.pack("<BHHHHB", 0x2C, 0, 0, side, side, 0) + b"\2\2\x4c\1\0;"
+        control = b"\x21\xf9\4\x08\0\0\0\0"
+        data = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + control + frame
+    else:
+        data = encoded(SMALL, "WEBP", lossless=True)
+        start = data.index(b"VP8L") + 9
+        data = data[:start] + struct.pack("<I", (side - 1) | (side - 1) << 14) + data[start + 4 :]
+    assert refusal(data).code == "IMAGE_TOO_LARGE"
+    assert _peak_memory() - before < 2 * side * side
+
+
 # Pillow's globals belong to everybody
 
 

@@ -24,7 +24,8 @@ class Picture:
         name: as the caller named it.
         sha256: of ``data``, in hex.
         info: its format, and its size as it is shown.
-        image: as ``images.decode_image`` gives it; None for an engine that takes only ``data``.
+        image: as ``images.decode_image`` gives it, for an engine to take and close; None for one that takes only
+            ``data``.
     """
 
     data: bytes = field(repr=False)

@@ -45,8 +45,9 @@ class _Loaded:
 class EmbeddedEngine:
     """Encodes with diffusers on this machine's CUDA device, MPS device or CPU.
 
-    One picture is encoded at a time; others are decoded and scaled, and latents are laid out, meanwhile. A VAE stays in
-    memory until its file changes or two others have been used since.
+    One picture is encoded at a time; others are read, and latents laid out, meanwhile, and beside a long encode or on a
+    GPU others are decoded and scaled, too. A VAE stays in memory until its file changes or two others have been used
+    since. The picture of a job is closed once its pixels are taken.
 
     Args:
         model_dir: a ComfyUI ``models`` folder; VAEs are looked for in its ``vae`` and ``vae_approx``.
@@ -151,6 +152,7 @@ class EmbeddedEngine:
     def _scaled(self, image: Image.Image, size: tuple[int, int], method: str, call: Call) -> torch.Tensor:
         """The scaled pixels; where torch makes them on the CPU that encodes, in a turn of their own."""
         pixels = to_pixels(image)
+        image.close()  # while it waits and is encoded, a large one would take 0.5 GB more
         if method in SCALED_BY_PILLOW or pick_device().type != "cpu":
             return scale(pixels, size, method)
         with self._turn(self._encoding, call):
