@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from latent_encoder.images import check_image
@@ -30,7 +30,8 @@ def bare_engine(repository: Path, models: Path, vae: str, megapixels: float) -> 
         asked, answers = process.stdin, process.stdout
 
         def encode(picture: Path) -> float:
-            print(picture, file=asked, flush=True)
+            with suppress(BrokenPipeError):
+                print(picture, file=asked, flush=True)
             answer = answers.readline()
             if not answer:
                 raise RuntimeError("the bare engine's process ended")
