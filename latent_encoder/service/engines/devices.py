@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_KEPT_BYTES, _MOST_FROM_HEAP = 256 << 20, 32 << 20
+_MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 _BROKEN_HALF = re.compile(r"GTX 16\d\d|T500|T550|T600|MX550|MX450|CMP 30HX|T2000|T1000|T1200")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
@@ -64,3 +71,16 @@ def free_unused(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def keep_freed_memory() -> None:
+    """Let GNU's C library keep up to 256 MB of what is freed, unless the environment has settings of its own for it.
+
+    Else it gives the memory of a small picture's layers back and fetches it again, page by page, in some processes at
+    each encode and in others never: a tenth of the time. Tensors beyond 32 MB, its most for this, go back as ever.
+    """
+    if sys.platform == "linux" and not any(name in os.environ for name in _MALLOC_SETTINGS):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt:
+            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+            mallopt(_M_MMAP_THRESHOLD, _MOST_FROM_HEAP)

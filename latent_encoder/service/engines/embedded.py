@@ -20,7 +20,7 @@ from latent_encoder.latent_file import encode_latent
 from latent_encoder.provenance import measure
 
 from .base import Call, EncodedLatent, EncodeJob
-from .devices import free_unused, is_out_of_memory, pick_device
+from .devices import free_unused, is_out_of_memory, keep_freed_memory, pick_device
 from .pixels import SCALED_BY_PILLOW, scale, to_pixels
 from .vae_families import Vae, import_diffusers, load_vae
 from .vae_files import VaeFiles, find_vae, list_vaes
@@ -81,6 +81,8 @@ class EmbeddedEngine:
                 f"The engine 'embedded' needs diffusers and torch ({error}).",
                 "Install them with: pip install 'latent-encoder[embedded]'",
             ) from error
+        if pick_device().type == "cpu":
+            keep_freed_memory()
         self._away = None
 
     def close(self) -> None:
