@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -61,6 +62,7 @@ class Encoder:
         self.engine = engine
         self._settings = settings
         self._names = NameLocks()
+        self._digests = ThreadPoolExecutor(thread_name_prefix="digest")
 
     def encode_image_to_latent(
         self,
@@ -152,14 +154,14 @@ class Encoder:
             except LatentEncoderError as error:
                 record = self._answer_without_picture(request, place, error)
                 return record, True
-            wanted = _wanted(request, hashlib.sha256(data).hexdigest())
-            found = self._existing(place, wanted)
+            digest = self._digests.submit(_sha256, data)  # while the picture is decoded
+            found = self._existing(request, place, digest)
             if found:
                 return found, True
-            return self._make(request, place, data, wanted, call)
+            return self._make(request, place, data, digest, call)
 
     def _make(
-        self, request: EncodeRequest, place: Place, data: bytes, wanted: dict[str, Any], call: Call
+        self, request: EncodeRequest, place: Place, data: bytes, digest: Future[str], call: Call
     ) -> tuple[dict[str, Any], bool]:
         _check_target(place.folder / f"{place.stem}.{request.file_format}")
         self.engine.wait_to_prepare()
@@ -167,7 +169,7 @@ class Encoder:
         scaled_size(info.width, info.height, request.megapixels, request.resolution_steps)
         kept = image if self.engine.takes_image else None
         del image
-        picture = Picture(data, request.image_path, wanted["image_sha256"], info, kept)
+        picture = Picture(data, request.image_path, digest.result(), info, kept)
         job = EncodeJob(
             picture,
             None if place.replace else request.request_id,
@@ -200,26 +202,27 @@ class Encoder:
                 if error.code != "FILE_EXISTS":
                     raise
                 # Another process was first, or what is there is broken.
-                found = self._existing(place, wanted)
+                found = self._existing(request, place, digest)
                 if found:
                     return found, True
                 _check_target(place.folder / f"{place.stem}.{request.file_format}")
                 overwrite = True
 
-    def _existing(self, place: Place, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    def _existing(self, request: EncodeRequest, place: Place, digest: Future[str]) -> dict[str, Any] | None:
         """The record of the file that is there already, if it answers this request.
 
         Raises:
             LatentEncoderError: REQUEST_ID_CONFLICT where it answers another one of the same id.
         """
         if place.replace:
-            record = verify_latent(place.folder / f"{place.stem}.{wanted['file_format']}")
-            return record if record and not self._differences(record, wanted, with_vae_file=True) else None
+            record = verify_latent(place.folder / f"{place.stem}.{request.file_format}")
+            same = record and not self._differences(record, _wanted(request, digest.result()), with_vae_file=True)
+            return record if same else None
         for file_format in FILE_FORMATS:
             record = verify_latent(place.folder / f"{place.stem}.{file_format}")
             if record is None:
                 continue
-            different = self._differences(record, wanted)
+            different = self._differences(record, _wanted(request, digest.result()))
             if different:
                 raise LatentEncoderError(
                     "REQUEST_ID_CONFLICT",
@@ -272,6 +275,10 @@ def _read(path: Path) -> bytes:
     return read_regular_file(
         path, not_found="IMAGE_NOT_FOUND", invalid="IMAGE_INVALID", too_large="IMAGE_TOO_LARGE", limit=MAX_FILE_BYTES
     )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _wanted(request: EncodeRequest, image_sha256: str) -> dict[str, Any]:
