@@ -283,7 +283,8 @@ def _save(
     suffix = record.file_format
     names = [f"{stem}.{suffix}"] if numbers is None else (f"{stem}_{number:05}_.{suffix}" for number in numbers)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
         sweep_before_save(folder)
         with TemporaryFile(folder) as file:
             record.file_sha256, record.file_bytes = _write(file, content)
@@ -325,10 +326,12 @@ def _write(file: TemporaryFile, content: SafetensorsContent | bytes) -> tuple[st
     Returns:
         the file's sha256 and its size in bytes.
     """
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    size = len(content) if isinstance(content, bytes) else sum(map(len, content.buffers))
+    pool = ThreadPoolExecutor(max_workers=1) if size >= THREAD_BYTES else None
+    with pool or contextlib.nullcontext():
 
         def start_digest(parts: list[bytes | memoryview]) -> Callable[[], str]:
-            if sum(map(len, parts)) >= THREAD_BYTES:
+            if pool:
                 return pool.submit(_sha256, parts).result
             digest = _sha256(parts)
             return lambda: digest

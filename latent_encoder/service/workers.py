@@ -60,7 +60,9 @@ class Workers:
     def __init__(self, lanes: tuple[str, ...], limit: int) -> None:
         self._lanes = {name: _Lane() for name in lanes}
         self._limit = limit
-        self._changed = threading.Condition()
+        self._guard = threading.RLock()
+        self._done = threading.Condition(self._guard)  # one less waits or runs
+        self._idle: list[threading.Condition] = []  # of each thread that waits; the last to come goes first
         self._threads = 0
         self._mean_seconds = 1.0
         self._refusal: str | None = None
@@ -75,7 +77,7 @@ class Workers:
 
     def add(self, lane: str, task: Task) -> None:
         """Let a task wait; raises as ``reserve`` does."""
-        with self._changed:
+        with self._guard:
             self.reserve(lane)
             self.put(lane, task)
 
@@ -85,75 +87,77 @@ class Workers:
         Raises:
             LatentEncoderError: QueueFull; ENGINE_UNAVAILABLE once ``refuse`` was called.
         """
-        with self._changed:
+        with self._guard:
             self._check_room(lane)
             self._lanes[lane].reserved += 1
 
     def check_room(self, lane: str) -> None:
         """Raise as ``reserve`` does, and take nothing."""
-        with self._changed:
+        with self._guard:
             self._check_room(lane)
 
     def release(self, lane: str) -> None:
         """Give a reserved place back."""
-        with self._changed:
+        with self._guard:
             self._lanes[lane].reserved -= 1
 
     def put(self, lane: str, task: Task) -> None:
         """Let a task wait on a reserved place."""
-        with self._changed:
+        with self._guard:
             self._lanes[lane].reserved -= 1
             self._lanes[lane].tasks.append(task)
-            self._changed.notify_all()  # one alone might be somebody in wait_idle
+            self._wake(1)
 
     def put_back(self, lane: str, task: Task) -> None:
         """Let a task wait that was accepted before, by this process or an earlier one, whatever the limit."""
-        with self._changed:
+        with self._guard:
             self._lanes[lane].reserved += 1
             self.put(lane, task)
 
     def remove(self, lane: str, task: Task) -> bool:
         """Take a waiting task out of its lane; False where it runs already, or is done."""
-        with self._changed:
+        with self._guard:
             try:
                 self._lanes[lane].tasks.remove(task)
             except ValueError:
                 return False
-            self._changed.notify_all()
+            self._wake()  # it may have been in others' way
+            self._done.notify_all()
             return True
 
     def hold(self, lane: str, held: bool) -> None:
         """Let the lane's tasks wait, or go on with them; after ``refuse`` they wait for good."""
-        with self._changed:
-            self._lanes[lane].held = held or self._refusal is not None
-            self._changed.notify_all()
+        with self._guard:
+            before, self._lanes[lane].held = self._lanes[lane].held, held or self._refusal is not None
+            if before and not self._lanes[lane].held:
+                self._wake()
 
     def refuse(self, reason: str) -> None:
         """Reserve no more places."""
-        with self._changed:
+        with self._guard:
             self._refusal = reason
 
     def stop(self) -> None:
         """End each thread when its task is done; waiting tasks stay where they are."""
-        with self._changed:
+        with self._guard:
             self._stopped = True
-            self._changed.notify_all()
+            self._wake()
 
     def waiting(self, lane: str) -> int:
         """How many tasks wait."""
-        with self._changed:
+        with self._guard:
             return len(self._lanes[lane].tasks)
 
     @property
     def running(self) -> int:
         """How many tasks run."""
-        with self._changed:
+        with self._guard:
             return self._count_running()
 
     def wait_idle(self, seconds: float, *lanes: str) -> bool:
         """Wait until nothing runs and nothing waits in these lanes; False where that takes longer."""
-        with self._changed:
-            return self._changed.wait_for(
+        with self._guard:
+            return self._done.wait_for(
                 lambda: not self._count_running() and not any(self._lanes[lane].tasks for lane in lanes), seconds
             )
 
@@ -179,13 +183,21 @@ class Workers:
                 task.work()
             except Exception:
                 logger.exception("A task failed")
-            with self._changed:
+            with self._guard:
                 lane.running.remove(task)
                 self._mean_seconds += (time.monotonic() - start - self._mean_seconds) / 8
-                self._changed.notify_all()
+                if any(other.tasks for other in self._lanes.values()):
+                    self._wake()  # it may have been in the way of more than one
+                self._done.notify_all()
+
+    def _wake(self, most: int | None = None) -> None:
+        """Let threads that are idle look for a task; what the last one used is still in the processor's caches."""
+        for _ in self._idle[:most]:
+            self._idle.pop().notify()
 
     def _next(self) -> tuple[_Lane, Task] | None:
-        with self._changed:
+        changed = threading.Condition(self._guard)
+        with self._guard:
             while not self._stopped:
                 for name, lane in self._lanes.items():
                     if task := self._first_of(lane):
@@ -193,7 +205,8 @@ class Workers:
                         lane.tasks.remove(task)
                         lane.running.append(task)
                         return lane, task
-                self._changed.wait()
+                self._idle.append(changed)
+                changed.wait()
             return None
 
     def _first_of(self, lane: _Lane) -> Task | None:

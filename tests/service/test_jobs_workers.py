@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,6 +170,27 @@ def test_task_wakes_a_worker_though_somebody_waits_for_the_end(bench: Bench) -> 
     while not bench.done and time.monotonic() < deadline:
         time.sleep(0.01)
     assert bench.done == ["now"]
+
+
+def test_each_of_several_tasks_wakes_a_thread(bench: Bench) -> None:
+    bench.workers.start(3)
+    time.sleep(0.1)  # they are idle
+    for name in "abc":
+        bench.put("encode", name)
+    deadline = time.monotonic() + 10
+    while bench.workers.running < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert bench.workers.running == 3
+
+
+def test_the_thread_that_worked_last_takes_the_next_task(bench: Bench) -> None:
+    took: Counter[int] = Counter()
+    bench.workers.start(3)
+    for _ in range(30):
+        time.sleep(0.01)  # it is idle again
+        bench.workers.add("encode", Task(lambda: took.update([threading.get_ident()])))
+        assert bench.workers.wait_idle(10, "encode")
+    assert took.most_common(1)[0][1] > 20  # by turns it would be 10
 
 
 def test_retry_after_grows_with_the_queue_and_is_bounded() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from anyio import fail_after
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeRequest
@@ -92,17 +93,18 @@ async def paced(http: Request, limit: int, too_large: LatentEncoderError) -> Asy
     """
     if int(http.headers.get("content-length", 0)) > limit:
         raise too_large
-    start, received = time.monotonic(), 0
-    stream = http.stream()
-    while True:
+    start, received, more = time.monotonic(), 0, True
+    while more:
         patience = start + PATIENCE_SECONDS + received / SLOWEST_BYTES_PER_SECOND - time.monotonic()
         try:
-            chunk = await asyncio.wait_for(anext(stream), patience)
-        except StopAsyncIteration:
-            return
-        except asyncio.TimeoutError as error:
+            with fail_after(patience):
+                message = await http.receive()
+        except TimeoutError as error:
             slow = LatentEncoderError("TIMEOUT", "The request's body came too slowly.", "Send it without pauses.")
             raise with_status(slow, 408) from error
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
         if received > limit:
             raise too_large
