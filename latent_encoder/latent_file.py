@@ -283,8 +283,7 @@ def _save(
     suffix = record.file_format
     names = [f"{stem}.{suffix}"] if numbers is None else (f"{stem}_{number:05}_.{suffix}" for number in numbers)
     try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         sweep_before_save(folder)
         with TemporaryFile(folder) as file:
             record.file_sha256, record.file_bytes = _write(file, content)

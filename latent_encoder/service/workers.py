@@ -121,15 +121,17 @@ class Workers:
                 self._lanes[lane].tasks.remove(task)
             except ValueError:
                 return False
-            self._wake()  # it may have been in others' way
+            if task.alone:
+                self._wake()  # it was in others' way
             self._done.notify_all()
             return True
 
     def hold(self, lane: str, held: bool) -> None:
         """Let the lane's tasks wait, or go on with them; after ``refuse`` they wait for good."""
         with self._guard:
-            before, self._lanes[lane].held = self._lanes[lane].held, held or self._refusal is not None
-            if before and not self._lanes[lane].held:
+            was_held = self._lanes[lane].held
+            self._lanes[lane].held = held or self._refusal is not None
+            if was_held and not self._lanes[lane].held:
                 self._wake()
 
     def refuse(self, reason: str) -> None:
@@ -186,12 +188,12 @@ class Workers:
             with self._guard:
                 lane.running.remove(task)
                 self._mean_seconds += (time.monotonic() - start - self._mean_seconds) / 8
-                if any(other.tasks for other in self._lanes.values()):
+                if any(self._first_of(other) for other in self._lanes.values()):
                     self._wake()  # it may have been in the way of more than one
                 self._done.notify_all()
 
     def _wake(self, most: int | None = None) -> None:
-        """Let threads that are idle look for a task; what the last one used is still in the processor's caches."""
+        """Wake so many of the idle threads, or all, the last to come first: its memory is in the processor's caches."""
         for _ in self._idle[:most]:
             self._idle.pop().notify()
 

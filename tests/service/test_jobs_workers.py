@@ -177,14 +177,15 @@ def test_each_of_several_tasks_wakes_a_thread(bench: Bench) -> None:
     time.sleep(0.1)  # they are idle
     for name in "abc":
         bench.put("encode", name)
-    deadline = time.monotonic() + 10
-    while bench.workers.running < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert bench.workers.running == 3
+    running(bench.workers, 3)
 
 
-def test_the_thread_that_worked_last_takes_the_next_task(bench: Bench) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_the_thread_that_worked_last_takes_the_next_task(bench: Bench, held: bool) -> None:
     took: Counter[int] = Counter()
+    if held:
+        bench.workers.hold("jobs", True)
+        bench.put("jobs", "waits")
     bench.workers.start(3)
     for _ in range(30):
         time.sleep(0.01)  # it is idle again

@@ -85,7 +85,7 @@ async def read_encode_request(http: Request, service: Service, idempotency_key: 
 
 
 async def paced(http: Request, limit: int, too_large: LatentEncoderError) -> AsyncIterator[bytes]:
-    """The body as it comes, from a caller who keeps a certain pace.
+    """The body as it comes, from a caller who keeps a certain pace; nothing else may read it.
 
     Raises:
         LatentEncoderError: ``too_large`` beyond ``limit`` bytes, before any is read where Content-Length says so;
