@@ -32,7 +32,7 @@ def check_brokers(consumer: Consumer, marks: Marks, settings: Settings, numbers:
     if missing:
         tell_missing(missing, numbers)
         return
-    numbers.connected()
+    numbers.complete()
     # A member without partitions is told nothing under KAFKA_GROUP_PROTOCOL=consumer.
     if not numbers.in_group and marks.is_member(ASK_SECONDS):
         numbers.joined()
@@ -40,7 +40,7 @@ def check_brokers(consumer: Consumer, marks: Marks, settings: Settings, numbers:
 
 def tell_missing(topics: Iterable[str], numbers: Numbers) -> None:
     """Say that these topics are not there."""
-    numbers.trouble(f"There is no topic {' and no topic '.join(topics)}, or no right to it", TOPICS_HINT)
+    numbers.missing(f"There is no topic {' and no topic '.join(topics)}, or no right to it", TOPICS_HINT)
 
 
 def measure_lag(consumer: Consumer, assignment: Assignment, numbers: Numbers, *, cached: bool) -> None:
