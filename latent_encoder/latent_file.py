@@ -325,12 +325,10 @@ def _write(file: TemporaryFile, content: SafetensorsContent | bytes) -> tuple[st
     Returns:
         the file's sha256 and its size in bytes.
     """
-    size = len(content) if isinstance(content, bytes) else sum(map(len, content.buffers))
-    pool = ThreadPoolExecutor(max_workers=1) if size >= THREAD_BYTES else None
-    with pool or contextlib.nullcontext():
+    with ThreadPoolExecutor(max_workers=1) as pool:
 
         def start_digest(parts: list[bytes | memoryview]) -> Callable[[], str]:
-            if pool:
+            if sum(map(len, parts)) >= THREAD_BYTES:
                 return pool.submit(_sha256, parts).result
             digest = _sha256(parts)
             return lambda: digest

@@ -44,7 +44,7 @@ class Numbers:
     def __init__(self, metrics: Metrics, readiness: Readiness, hide: Callable[[str], str]) -> None:
         self.metrics, self._readiness, self._hide = metrics, readiness, hide
         self.kafka_error: LatentEncoderError | None = None
-        self._is_missing = False
+        self._topics_missing = False
         self._outside: LatentEncoderError | None = _unavailable("The worker has not joined its group yet.")
         self._refused: LatentEncoderError | None = None
         self._hold_error: LatentEncoderError | None = None
@@ -137,17 +137,17 @@ class Numbers:
 
     def missing(self, reason: str, hint: str) -> None:
         """Topics are not there; that the brokers answer, or give us partitions of another, does not bring them back."""
-        self._is_missing = True
+        self._topics_missing = True
         self.trouble(reason, hint)
 
     def complete(self) -> None:
         """All topics are there."""
-        self._is_missing = False
+        self._topics_missing = False
         self.connected()
 
     def connected(self) -> None:
         """The brokers answer."""
-        if self.kafka_error is not None and not self._is_missing:
+        if self.kafka_error is not None and not self._topics_missing:
             self.kafka_error = None
             logger.info("Kafka answers")
 

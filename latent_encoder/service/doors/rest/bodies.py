@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyio import fail_after
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
-from starlette.requests import ClientDisconnect
 
 from latent_encoder.errors import LatentEncoderError
 from latent_encoder.models import EncodeRequest
@@ -85,7 +84,7 @@ async def read_encode_request(http: Request, service: Service, idempotency_key: 
 
 
 async def paced(http: Request, limit: int, too_large: LatentEncoderError) -> AsyncIterator[bytes]:
-    """The body as it comes, from a caller who keeps a certain pace; nothing else may read it.
+    """The body as it comes, from a caller who keeps a certain pace.
 
     Raises:
         LatentEncoderError: ``too_large`` beyond ``limit`` bytes, before any is read where Content-Length says so;
@@ -93,18 +92,17 @@ async def paced(http: Request, limit: int, too_large: LatentEncoderError) -> Asy
     """
     if int(http.headers.get("content-length", 0)) > limit:
         raise too_large
-    start, received, more = time.monotonic(), 0, True
-    while more:
+    start, received = time.monotonic(), 0
+    stream = http.stream()
+    while True:
         patience = start + PATIENCE_SECONDS + received / SLOWEST_BYTES_PER_SECOND - time.monotonic()
         try:
-            with fail_after(patience):
-                message = await http.receive()
-        except TimeoutError as error:
+            chunk = await asyncio.wait_for(anext(stream), patience)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError as error:
             slow = LatentEncoderError("TIMEOUT", "The request's body came too slowly.", "Send it without pauses.")
             raise with_status(slow, 408) from error
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
         if received > limit:
             raise too_large
