@@ -1,20 +1,26 @@
-"""The embedded engine called directly, in a process that does nothing else.
+"""The embedded engine called directly: in a process that does nothing else, or in a service's while it does nothing.
 
-As a module it is that process: it reads the paths of pictures, a line each, and answers with the seconds of the call.
+As a module it is either process: it reads the paths of pictures, a line each, and answers with the seconds of the call.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from latent_encoder.images import check_image
-from latent_encoder.service.engines.base import Call, EncodeJob, Picture
+from latent_encoder.service.engines.base import Call, EncodeJob, Engine, Picture
 from latent_encoder.service.engines.embedded import EmbeddedEngine
+
+if TYPE_CHECKING:
+    from latent_encoder.service.config import Settings
 
 
 @contextmanager
@@ -24,33 +30,64 @@ def bare_engine(repository: Path, models: Path, vae: str, megapixels: float) -> 
     Args:
         models: a ComfyUI ``models`` folder.
     """
-    command = [sys.executable, "-m", "benchmarks.bare_engine", str(models), vae, str(megapixels)]
-    with subprocess.Popen(command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
-        asked, answers = process.stdin, process.stdout
-
-        def encode(picture: Path) -> float:
-            with suppress(BrokenPipeError):
-                print(picture, file=asked, flush=True)
-            answer = answers.readline()
-            if not answer:
-                raise RuntimeError("the bare engine's process ended")
-            return float(answer)
-
-        yield encode
+    command = [sys.executable, "-m", __name__, vae, str(megapixels), str(models)]
+    with subprocess.Popen(command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield calls_in(process)
 
 
-def _answer(models: str, vae: str, megapixels: str) -> None:
-    with closing(EmbeddedEngine(Path(models))) as engine:
+def in_service(vae: str, megapixels: float) -> list[str]:
+    """The words after ``-m`` that start ``main.py --mode rest`` in a process whose engine ``calls_in`` reaches, too."""
+    return [__name__, vae, str(megapixels)]
+
+
+def calls_in(process: subprocess.Popen[bytes]) -> Callable[[Path], float]:
+    """As ``bare_engine`` yields, in this process."""
+    asked, answers = process.stdin, process.stdout
+    assert asked is not None and answers is not None
+
+    def encode(picture: Path) -> float:
+        with suppress(BrokenPipeError):
+            asked.write(f"{picture}\n".encode())
+            asked.flush()
+        answer = answers.readline()
+        if not answer:
+            raise RuntimeError("the bare engine's process ended")
+        return float(answer)
+
+    return encode
+
+
+def _alone(vae: str, megapixels: float, models: Path) -> None:
+    with closing(EmbeddedEngine(models)) as engine:
         engine.start()
-        for line in sys.stdin:
-            data = Path(line.removesuffix("\n")).read_bytes()
-            picture = Picture(data, "a.png", "0" * 64, check_image(data))
-            job = EncodeJob(picture, None, vae, "lanczos", float(megapixels), 1, "safetensors")
-            begin = time.perf_counter()
-            engine.encode(job, Call())
-            print(time.perf_counter() - begin, flush=True)
+        _answer(engine, vae, megapixels)
+
+
+def _serve(vae: str, megapixels: float) -> int:
+    from latent_encoder.service.__main__ import main
+    from latent_encoder.service.doors.rest import server
+
+    make_engine = server.make_engine
+
+    def make_and_answer(settings: Settings) -> Engine:
+        engine = make_engine(settings)
+        threading.Thread(target=_answer, args=(engine, vae, megapixels), daemon=True).start()
+        return engine
+
+    with patch.object(server, "make_engine", make_and_answer):
+        return main(["--mode", "rest"])
+
+
+def _answer(engine: Engine, vae: str, megapixels: float) -> None:
+    for line in sys.stdin:
+        data = Path(line.removesuffix("\n")).read_bytes()
+        picture = Picture(data, "a.png", "0" * 64, check_image(data))
+        job = EncodeJob(picture, None, vae, "lanczos", megapixels, 1, "safetensors")
+        begin = time.perf_counter()
+        engine.encode(job, Call())
+        print(time.perf_counter() - begin, flush=True)
 
 
 if __name__ == "__main__":
-    _answer(*sys.argv[1:])
+    name, size, *models = sys.argv[1:]
+    sys.exit(_alone(name, float(size), Path(models[0])) if models else _serve(name, float(size)))

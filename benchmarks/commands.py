@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -67,16 +67,23 @@ def run(repository: Path, folder: Path, *words: str, settings: Mapping[str, str]
 
 
 @contextmanager
-def rest(repository: Path, folder: Path, settings: Mapping[str, str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A service process with the HTTP door, in ``folder``: its address, and the process."""
+def rest(
+    repository: Path, folder: Path, settings: Mapping[str, str], program: Sequence[str] = ("main", "--mode", "rest")
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A service process with the HTTP door, in ``folder``: its address, and the process.
+
+    Args:
+        program: the words after ``-m`` that start it.
+    """
     own = {"REST_PORT": "0", "OUTPUT_DIR": str(folder / "rest"), "LATENT_ENCODER_STATE_DIR": str(folder / "rest-state")}
     log = folder / "rest.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, str(repository / "main.py"), "--mode", "rest"],
+            [sys.executable, "-m", *program],
             cwd=folder,
-            env={**os.environ, **settings, **own},
-            stdout=file,
+            env={**os.environ, **settings, **own, "PYTHONPATH": str(repository)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=file,
         )
     try:

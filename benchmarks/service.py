@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks import commands, machine, material
-from benchmarks.bare_engine import bare_engine
+from benchmarks.bare_engine import bare_engine, calls_in, in_service
 from benchmarks.hosted import HostedProcess
 from benchmarks.material import DEMO_VAE
 from benchmarks.timing import Spread, added, interleave, ratio, table
@@ -31,7 +31,8 @@ from latent_encoder.service.engines.vae_families import load_vae
 from latent_encoder.service.engines.vae_files import find_vae
 
 MEGAPIXELS = 0.05
-BARE, REST, STANDALONE, LOOP = "bare engine call", "REST", "standalone", "plain loop"
+BARE, ALONE = "bare engine call in the service's process", "bare engine call in a process of its own"
+REST, STANDALONE, LOOP = "REST", "standalone", "plain loop"
 NEW_PROCESS = "a process for each message: ComfyUI's modules, VAE, encode, save"
 NEW_VAE = "ComfyUI's modules loaded, VAE for each message"
 
@@ -41,7 +42,7 @@ class Size:
     """How much is measured: so many rounds or encodes, and all but ``doors`` only as far as they fit into so many
     seconds."""
 
-    doors: tuple[int, int]  # rounds, and over how many pairs of processes
+    doors: tuple[int, int]  # rounds, and over how many services
     messages: tuple[int, float]
     encodes: tuple[int, float]
     folder: tuple[int, float]
@@ -68,9 +69,9 @@ def measure(repository: Path, comfyui: Path, folder: Path, *, quick: bool) -> li
 
 @contextmanager
 def _service(repository: Path, folder: Path) -> Iterator[tuple[HTTPConnection, subprocess.Popen[bytes]]]:
-    """A service with the HTTP door: a connection, and the process."""
+    """A service with the HTTP door: a connection, and the process, whose engine can be called directly, too."""
     with (
-        commands.rest(repository, folder, _settings(folder)) as (url, process),
+        commands.rest(repository, folder, _settings(folder), in_service(DEMO_VAE, MEGAPIXELS)) as (url, process),
         closing(HTTPConnection(urlsplit(url).netloc, timeout=120)) as client,
     ):
         yield client, process
@@ -121,9 +122,9 @@ def _doors(repository: Path, folder: Path, rounds: int, processes: int) -> list[
         material.write_soft_picture(place / f"{number}.png", number + 1, (512, 512))
         for number in range(rounds + processes)
     ]
-    times: dict[str, list[float]] = {BARE: [], REST: []}
+    times: dict[str, list[float]] = {BARE: [], REST: [], ALONE: []}
     for number in range(processes):
-        for name, taken in _pair(repository, folder, pictures[number::processes]).items():
+        for name, taken in _rounds(repository, folder, pictures[number::processes]).items():
             times[name] += taken
     with _bare_engine(repository, folder) as bare:
         around = [bare(picture) for picture in pictures]
@@ -131,36 +132,41 @@ def _doors(repository: Path, folder: Path, rounds: int, processes: int) -> list[
         around += [bare(picture) for picture in pictures]
     base = median(around)
     rows = [
-        [BARE, Spread.of(times[BARE]).milliseconds, ""],
-        [REST, Spread.of(times[REST]).milliseconds, added(times, REST, BARE).milliseconds],
-        [f"{BARE}, before and after the run", f"{1e3 * base:.0f}", ""],
+        [BARE, Spread.of(times[BARE]).milliseconds, "", ""],
+        [ALONE, Spread.of(times[ALONE]).milliseconds, "", ""],
+        [REST, Spread.of(times[REST]).milliseconds, *(added(times, REST, call).milliseconds for call in (BARE, ALONE))],
+        [f"{ALONE}, before and after the run", f"{1e3 * base:.0f}", "", ""],
         [
             f"{STANDALONE}, from one answer of a run to the next",
             Spread.of(intervals).milliseconds,
+            "",
             Spread.of([interval - base for interval in intervals]).milliseconds,
         ],
     ]
     return [
-        f"A warm request, milliseconds, {rounds} rounds over {processes} pairs of processes, a new PNG of 512 x 512 "
-        "each. Target: at most 5 ms added.",
+        f"A warm request, milliseconds, {rounds} rounds over {processes} services, a new PNG of 512 x 512 each. "
+        "Target: at most 5 ms added.",
         "",
-        *table(["", "time", "added within a round"], rows),
+        *table(["", "time", "added to the call in its process", "added to the call alone"], rows),
     ]
 
 
-def _pair(repository: Path, folder: Path, pictures: Sequence[Path]) -> dict[str, list[float]]:
-    """Rounds with a service and an engine that are started for them: the same encode takes a little longer in one
-    process than in the next, for as long as it lives. The last picture is for a round that does not count."""
-    with _service(repository, folder) as (client, _), _bare_engine(repository, folder) as bare:
+def _rounds(repository: Path, folder: Path, pictures: Sequence[Path]) -> dict[str, list[float]]:
+    """Rounds with a service and an engine alone that are started for them. The same encode takes a little longer in one
+    process than in the next, for as long as it lives: so the service's process makes bare calls, too. The last picture
+    is for a round that does not count."""
+    with _service(repository, folder) as (client, process), _bare_engine(repository, folder) as alone:
+        bare = calls_in(process)
         arms = {
             BARE: _second(lambda number: bare(pictures[number])),
             REST: _second(lambda number: _post(client, pictures[number], f"doors-{time.time_ns()}")),
+            ALONE: _second(lambda number: alone(pictures[number])),
         }
         return interleave(arms, len(pictures) - 1, warm_up=True)
 
 
 def _second(arm: Callable[[int], float]) -> Callable[[int], float]:
-    """The arm's second call of two: the first finds the processor's caches full of the other process's data."""
+    """The arm's second call of two: the first finds the processor's caches full of the last arm's data."""
 
     def measure(number: int) -> float:
         arm(number)

@@ -202,8 +202,10 @@ def verify_latent(path: Path) -> dict[str, Any] | None:
     Raises:
         LatentEncoderError: FORMAT_UNSUPPORTED for a newer version; OUT_OF_MEMORY.
     """
+    if not os.path.exists(path):  # Path's raises where a name is too long
+        return None
     record, has_sidecar = _verify(path)
-    if has_sidecar or not path.exists():
+    if has_sidecar:
         return record.model_dump(mode="json") if record else None
     try:
         with name_lock(path):  # a writer that is at work places its sidecar after the file: look again
