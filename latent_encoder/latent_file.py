@@ -202,8 +202,12 @@ def verify_latent(path: Path) -> dict[str, Any] | None:
     Raises:
         LatentEncoderError: FORMAT_UNSUPPORTED for a newer version; OUT_OF_MEMORY.
     """
-    if not os.path.exists(path):  # Path's raises where a name is too long
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):  # as a rule; this is the cheapest way to tell
         return None
+    except OSError:
+        pass  # said below
     record, has_sidecar = _verify(path)
     if has_sidecar:
         return record.model_dump(mode="json") if record else None

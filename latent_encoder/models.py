@@ -105,7 +105,7 @@ class EncodeRequest(BaseModel):
     timestamp: Time | None = None
     deadline: Time | None = None
 
-    @field_validator("megapixels", "resolution_steps", mode="before")
+    @field_validator("schema_version", "megapixels", "resolution_steps", mode="before")
     @classmethod
     def _no_truth_value(cls, value: Any) -> Any:
         if isinstance(value, bool):  # pydantic would take it for 0 or 1

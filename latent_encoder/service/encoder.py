@@ -48,6 +48,14 @@ class Place:
     subfolder: str = ""
     replace: bool = False
 
+    def verify(self, file_format: str) -> dict[str, Any] | None:
+        """As ``verify_latent``; raises PATH_NOT_ALLOWED where a request's file is a link that leads out of its folder.
+        Who encodes folders of pictures may keep the latents elsewhere."""
+        path = self.folder / f"{self.stem}.{file_format}"
+        if not self.replace and os.path.islink(path):
+            resolve_inside(self.folder, path.name, "request_id")
+        return verify_latent(path)
+
 
 class Encoder:
     """Encodes pictures to latent files. Shared by threads: ``engine.slots`` calls at once keep the engine busy, for one
@@ -215,11 +223,11 @@ class Encoder:
             LatentEncoderError: REQUEST_ID_CONFLICT where it answers another one of the same id.
         """
         if place.replace:
-            record = verify_latent(place.folder / f"{place.stem}.{request.file_format}")
+            record = place.verify(request.file_format)
             same = record and not self._differences(record, _wanted(request, digest.result()), with_vae_file=True)
             return record if same else None
         for file_format in FILE_FORMATS:
-            record = verify_latent(place.folder / f"{place.stem}.{file_format}")
+            record = place.verify(file_format)
             if record is None:
                 continue
             different = self._differences(record, _wanted(request, digest.result()))
@@ -236,7 +244,7 @@ class Encoder:
     ) -> dict[str, Any]:
         """A repeated id whose picture has been cleared away since is still answered from its file."""
         if error.code == "IMAGE_NOT_FOUND" and not place.replace:
-            record = verify_latent(place.folder / f"{place.stem}.{request.file_format}")
+            record = place.verify(request.file_format)
             same_name = record is not None and record["image_name"] == request.image_path
             if record and same_name and not self._differences(record, _wanted(request, record["image_sha256"])):
                 return record

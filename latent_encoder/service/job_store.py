@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from latent_encoder.errors import LatentEncoderError
+from latent_encoder.latent_file import verify_latent
 from latent_encoder.models import EncodeRequest, EncodeResponse, RequestId, Time
 
 from .requests import error_response
@@ -129,7 +130,7 @@ class JobStore:
         """Keep a new job; when this returns, it survives a crash of the program or the machine.
 
         A job of the same id and contents that waits, runs or has succeeded is the answer; one that failed, was
-        cancelled or whose file is gone is queued again, with these contents.
+        cancelled or whose file is gone or damaged is queued again, with these contents.
 
         Returns:
             the job, and whether this call has queued it.
@@ -283,11 +284,16 @@ def _end(database: sqlite3.Connection, row: sqlite3.Row, status: Status, error: 
 
 
 def _wants_again(row: sqlite3.Row) -> bool:
-    """Whether a repeated id asks for the job to be run again: it has failed, or its file is gone."""
+    """Whether a repeated id asks for the job to be run again: it has failed, or its file is gone or damaged."""
     if row["status"] in ("queued", "running"):
         return False
     response = EncodeResponse.model_validate_json(row["response"])
-    return response.latent_file_path is None or not Path(response.latent_file_path).is_file()
+    if response.latent_file_path is None:
+        return True
+    try:
+        return verify_latent(Path(response.latent_file_path)) is None
+    except LatentEncoderError:  # as the next run will answer
+        return True
 
 
 def _job(row: sqlite3.Row) -> Job:

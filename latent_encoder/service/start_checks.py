@@ -6,6 +6,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,24 @@ def check_request(fields: Mapping[str, Any], settings: Settings) -> list[str]:
 
 def _check_folder(folder: Path) -> Iterator[str]:
     """A folder that is there can be written; one that is not can be made."""
-    place = folder
-    while not place.exists() and not place.is_symlink() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        yield f"'{folder}' cannot be written: '{place}' is no folder."
-        return
     try:
+        place = _nearest(folder)
+        if not place.is_dir():
+            yield f"'{folder}' cannot be written: '{place}' is no folder."
+            return
         with tempfile.TemporaryFile(dir=place, prefix=".latent-encoder-"):
             pass
     except OSError as error:
         yield f"'{folder}' cannot be written ({error.strerror})."
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there; raises OSError where that cannot be told."""
+    for place in (folder, *folder.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()
+            return place
+    return folder
 
 
 def _check_comfyui(settings: Settings) -> Iterator[str]:

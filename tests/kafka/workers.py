@@ -132,6 +132,14 @@ class WorkerProcess:
             time.sleep(0.1)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing to encode; False where it cannot be asked."""
+        try:
+            return self.metric("latent_encoder_kafka_in_flight") == 0
+        except (httpx.HTTPError, LookupError):
+            return False
+
+    @property
     def is_running(self) -> bool:
         if self.pid and self.exit_code is None:
             ended, status = os.waitpid(self.pid, os.WNOHANG)

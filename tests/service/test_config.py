@@ -285,6 +285,12 @@ def test_the_check_of_a_folder_makes_and_leaves_nothing(here: Path) -> None:
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("folder", ["a" * 300, "a" * 300 + "/b"])
+def test_a_folder_that_no_file_system_can_have(here: Path, folder: str) -> None:
+    (problem,) = check_start(Settings(output_dir=folder, rest_port=0), "rest", set())
+    assert problem.startswith("OUTPUT_DIR '") and problem.endswith("cannot be written (File name too long).")
+
+
 def test_an_open_address_needs_a_token_or_the_word(here: Path) -> None:
     def problems(**values: object) -> int:
         return len(check_start(Settings(rest_host="0.0.0.0", rest_port=0, **values), "rest", set()))

@@ -66,6 +66,12 @@ def test_a_changed_file_does_not_verify(tmp_path: Path, file_format: str) -> Non
     assert verify_latent(tmp_path / f"absent.{file_format}") is None
 
 
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LatentEncoderError) as caught:
+        verify_latent(tmp_path / f"{'a' * 300}.safetensors")
+    assert caught.value.code == "PATH_NOT_ALLOWED"
+
+
 @pytest.mark.parametrize("file_format", FILE_FORMATS)
 def test_a_lost_sidecar_is_written_again(tmp_path: Path, file_format: str) -> None:
     saved = save_latent(LATENT, tmp_path, "a", file_format=file_format, record=RECORD)

@@ -138,7 +138,7 @@ def test_what_a_request_may_say(field: str, value: Any) -> None:
         *[("timestamp", text) for text in ("2026-01-02T03:04:05", "yesterday")],
         *[("image_path", value) for value in ("", None, 3, ["a.png"])],
         *[("vae_model_name", value) for value in ("", None)],
-        *[("schema_version", value) for value in (0, 2, "2", None)],
+        *[("schema_version", value) for value in (0, 2, "2", True, None)],
         ("unknown", 1),
         ("Image_path", "a.png"),
     ],

@@ -79,6 +79,12 @@ def test_every_wrong_field_is_named_at_once(rest: RestService, fields: dict, nam
     assert all(f"'{name}'" in response.json()["error_message"] for name in named)
 
 
+def test_number_in_a_form_that_is_too_long_leaves_no_upload(rest: RestService) -> None:
+    for path in ("/v1/encode", "/v1/jobs"):
+        assert error_of(rest.upload(path=path, schema_version="1" * 5000)) == (400, "INVALID_REQUEST")
+    assert rest.uploads() == []
+
+
 def test_failure_says_which_request_it_was(rest: RestService) -> None:
     body = rest.encode(request_id="known", correlation_id="order 7", megapixels=99).json()
     assert (body["request_id"], body["correlation_id"]) == ("known", "order 7")

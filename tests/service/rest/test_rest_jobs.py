@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -59,10 +60,13 @@ def test_repeated_id_is_one_job_and_other_contents_conflict(held: RestService) -
     done = held.ended("job-4")
     assert held.upload(path="/v1/jobs", request_id="job-4").json() == done
     assert held.encodes().count("job-4") == 1
-    Path(done["response"]["latent_file_path"]).unlink()
-    held.upload(path="/v1/jobs", request_id="job-4")
-    wait_for(lambda: held.encodes().count("job-4") == 2)
-    assert held.ended("job-4")["response"]["metadata"]["reused"] is False
+    path = Path(done["response"]["latent_file_path"])
+    for encodes, spoil in ((2, path.unlink), (3, partial(path.write_bytes, b"cut off"))):
+        spoil()
+        held.upload(path="/v1/jobs", request_id="job-4")
+        wait_for(lambda encodes=encodes: held.encodes().count("job-4") == encodes)
+        assert held.ended("job-4")["response"]["metadata"]["reused"] is False
+        assert verify_latent(path)
 
 
 def test_cancel_while_it_waits_and_while_it_runs(held: RestService) -> None:

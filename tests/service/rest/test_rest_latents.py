@@ -67,6 +67,7 @@ def test_names_that_are_no_request(rest: RestService) -> None:
     link = rest.here / "output" / "link.safetensors"
     link.symlink_to("/etc/hostname")
     assert error_of(rest.client.get("/v1/latents/link")) == (403, "PATH_NOT_ALLOWED")
+    assert error_of(rest.encode(request_id="link")) == (403, "PATH_NOT_ALLOWED")
 
 
 def test_folders_that_cannot_be_looked_into(rest: RestService, latent: bytes) -> None:

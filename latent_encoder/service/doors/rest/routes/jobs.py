@@ -40,7 +40,8 @@ router = APIRouter(prefix="/jobs", dependencies=[only_query()])
 async def submit(http: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Answers as soon as the job, and the picture that came with it, are on the disk. Takes the bodies of `/v1/encode`.
 
-    A repeated `request_id` is answered with its job; one that failed or was cancelled is queued again.
+    A repeated `request_id` is answered with its job; one that failed or was cancelled, or whose file is
+    gone or damaged, is queued again.
     """
     service: Service = http.app.state.service
     service.workers.check_room(JOBS)
