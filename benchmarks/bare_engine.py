@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 from latent_encoder.images import check_image
 from latent_encoder.service.engines.base import Call, EncodeJob, Engine, Picture
@@ -30,29 +29,29 @@ def bare_engine(repository: Path, models: Path, vae: str, megapixels: float) -> 
     Args:
         models: a ComfyUI ``models`` folder.
     """
-    command = [sys.executable, "-m", __name__, vae, str(megapixels), str(models)]
+    command = [sys.executable, "-m", "benchmarks.bare_engine", vae, str(megapixels), str(models)]
     with subprocess.Popen(command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield calls_in(process)
 
 
 def in_service(vae: str, megapixels: float) -> list[str]:
-    """The words after ``-m`` that start ``main.py --mode rest`` in a process whose engine ``calls_in`` reaches, too."""
-    return [__name__, vae, str(megapixels)]
+    """Python's arguments that start a service with the HTTP door, and whose engine ``calls_in`` reaches, too."""
+    return ["-m", "benchmarks.bare_engine", vae, str(megapixels)]
 
 
 def calls_in(process: subprocess.Popen[bytes]) -> Callable[[Path], float]:
-    """As ``bare_engine`` yields, in this process."""
+    """What encodes a picture with the engine in that process, and tells the seconds of the call."""
     asked, answers = process.stdin, process.stdout
     assert asked is not None and answers is not None
 
     def encode(picture: Path) -> float:
-        with suppress(BrokenPipeError):
-            asked.write(f"{picture}\n".encode())
-            asked.flush()
+        asked.write(f"{picture}\n".encode())
+        asked.flush()
         answer = answers.readline()
-        if not answer:
-            raise RuntimeError("the bare engine's process ended")
-        return float(answer)
+        try:
+            return float(answer)
+        except ValueError:
+            raise RuntimeError(f"the bare engine answered {answer!r}") from None
 
     return encode
 
@@ -74,20 +73,28 @@ def _serve(vae: str, megapixels: float) -> int:
         threading.Thread(target=_answer, args=(engine, vae, megapixels), daemon=True).start()
         return engine
 
-    with patch.object(server, "make_engine", make_and_answer):
-        return main(["--mode", "rest"])
+    server.make_engine = make_and_answer
+    return main(["--mode", "rest"])
 
 
 def _answer(engine: Engine, vae: str, megapixels: float) -> None:
     for line in sys.stdin:
-        data = Path(line.removesuffix("\n")).read_bytes()
-        picture = Picture(data, "a.png", "0" * 64, check_image(data))
-        job = EncodeJob(picture, None, vae, "lanczos", megapixels, 1, "safetensors")
-        begin = time.perf_counter()
-        engine.encode(job, Call())
-        print(time.perf_counter() - begin, flush=True)
+        try:
+            answer = str(_seconds(engine, vae, megapixels, Path(line.removesuffix("\n"))))
+        except Exception as error:  # who asked waits for a line
+            answer = repr(error)
+        print(answer, flush=True)
+
+
+def _seconds(engine: Engine, vae: str, megapixels: float, picture_file: Path) -> float:
+    data = picture_file.read_bytes()
+    picture = Picture(data, "a.png", "0" * 64, check_image(data))
+    job = EncodeJob(picture, None, vae, "lanczos", megapixels, 1, "safetensors")
+    begin = time.perf_counter()
+    engine.encode(job, Call())
+    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":
-    name, size, *models = sys.argv[1:]
-    sys.exit(_alone(name, float(size), Path(models[0])) if models else _serve(name, float(size)))
+    vae, megapixels, *models = sys.argv[1:]
+    sys.exit(_alone(vae, float(megapixels), Path(models[0])) if models else _serve(vae, float(megapixels)))

@@ -68,22 +68,23 @@ def run(repository: Path, folder: Path, *words: str, settings: Mapping[str, str]
 
 @contextmanager
 def rest(
-    repository: Path, folder: Path, settings: Mapping[str, str], program: Sequence[str] = ("main", "--mode", "rest")
+    repository: Path, folder: Path, settings: Mapping[str, str], program: Sequence[str] | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A service process with the HTTP door, in ``folder``: its address, and the process.
 
     Args:
-        program: the words after ``-m`` that start it.
+        program: Python's arguments that start it in place of ``main.py``; its stdin and stdout are pipes then.
     """
     own = {"REST_PORT": "0", "OUTPUT_DIR": str(folder / "rest"), "LATENT_ENCODER_STATE_DIR": str(folder / "rest-state")}
     log = folder / "rest.log"
+    pipe = subprocess.PIPE if program else None
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", *program],
+            [sys.executable, *(program or (str(repository / "main.py"), "--mode", "rest"))],
             cwd=folder,
-            env={**os.environ, **settings, **own, "PYTHONPATH": str(repository)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            env={**os.environ, **settings, **own},
+            stdin=pipe,
+            stdout=pipe or file,
             stderr=file,
         )
     try:
