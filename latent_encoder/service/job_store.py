@@ -140,15 +140,16 @@ class JobStore:
                 succeeded and still has its file; DISK_FULL, OUTPUT_DIR_NOT_WRITABLE.
         """
         job_id, values = request.request_id, (contents, request.model_dump_json(), upload, time.time())
+        lost = self._lost_answer(job_id)
         with self._change() as database:
-            row = database.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+            row = _find(database, job_id)
             if row is None:
                 database.execute(
                     "INSERT INTO jobs (contents, request, upload, created_at, job_id, status)"
                     " VALUES (?, ?, ?, ?, ?, 'queued')",
                     (*values, job_id),
                 )
-            elif not _wants_again(row):
+            elif row["status"] in ("queued", "running") or row["response"] != lost:
                 if row["contents"] != contents:
                     reason = f"There is a job '{job_id}' already, which asks for something else."
                     raise LatentEncoderError("REQUEST_ID_CONFLICT", reason)
@@ -156,6 +157,20 @@ class JobStore:
             else:
                 database.execute(f"UPDATE jobs SET {_AGAIN} WHERE job_id = ?", (*values, job_id))
             return _job(_row(database, job_id)), True
+
+    def _lost_answer(self, job_id: str) -> str | None:
+        """The answer of a job that may be run again: it has failed, or its file is gone or damaged. Others may change
+        jobs meanwhile, for a large file takes a while to read."""
+        with self._change() as database:
+            row = _find(database, job_id)
+        if row is None or row["response"] is None:
+            return None
+        path = EncodeResponse.model_validate_json(row["response"]).latent_file_path
+        with contextlib.suppress(LatentEncoderError):  # the next run will answer with it
+            if path is not None and verify_latent(Path(path)):
+                return None
+        answer: str = row["response"]
+        return answer
 
     def get(self, job_id: str) -> Job:
         """The job as it stands.
@@ -267,8 +282,13 @@ class JobStore:
         return LatentEncoderError(code, f"The jobs in '{self._folder.name}' cannot be written ({error}).")
 
 
-def _row(database: sqlite3.Connection, job_id: str) -> sqlite3.Row:
+def _find(database: sqlite3.Connection, job_id: str) -> sqlite3.Row | None:
     row: sqlite3.Row | None = database.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    return row
+
+
+def _row(database: sqlite3.Connection, job_id: str) -> sqlite3.Row:
+    row = _find(database, job_id)
     if row is None:
         raise LatentEncoderError("JOB_NOT_FOUND", f"There is no job '{job_id}'.")
     return row
@@ -281,19 +301,6 @@ def _end(database: sqlite3.Connection, row: sqlite3.Row, status: Status, error: 
         "UPDATE jobs SET status = ?, response = ?, upload = NULL, finished_at = ? WHERE job_id = ?",
         (status, response, time.time(), row["job_id"]),
     )
-
-
-def _wants_again(row: sqlite3.Row) -> bool:
-    """Whether a repeated id asks for the job to be run again: it has failed, or its file is gone or damaged."""
-    if row["status"] in ("queued", "running"):
-        return False
-    response = EncodeResponse.model_validate_json(row["response"])
-    if response.latent_file_path is None:
-        return True
-    try:
-        return verify_latent(Path(response.latent_file_path)) is None
-    except LatentEncoderError:  # as the next run will answer
-        return True
 
 
 def _job(row: sqlite3.Row) -> Job:

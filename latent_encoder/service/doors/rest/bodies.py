@@ -51,13 +51,13 @@ async def read_encode_request(http: Request, service: Service, idempotency_key: 
     http.state.request_id = idempotency_key
     content_type = http.headers.get("content-type", "")
     kind = parse_options_header(content_type)[0]
-    fields: dict[str, Any] = {}
-    form: dict[str, str] = {}
+    fields: dict[str, Any]
     upload = None
     if kind == b"multipart/form-data":
         too_large = service.uploads.too_large()
         body = paced(http, service.uploads.max_bytes + MULTIPART_FRAME_BYTES, too_large)
         form, upload = await service.uploads.receive(content_type, body)
+        fields = _fields_of_form(form)
     elif kind == b"application/json":
         fields = await _read_json(http)
     else:
@@ -67,7 +67,6 @@ async def read_encode_request(http: Request, service: Service, idempotency_key: 
             "Send the fields as application/json, or a picture as multipart/form-data.",
         )
     try:
-        fields |= _fields_of_form(form)
         for name, value in known_ids(fields).items():
             setattr(http.state, name, value)
         _take_key(fields, idempotency_key)
